@@ -1,0 +1,90 @@
+"""What defines an architecture, checked when it is made."""
+
+import dataclasses
+
+from pit_jax.models import pooling
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PiTConfig:
+    """One PiT architecture. Sequences have an entry per stage; one stage is a plain transformer.
+
+    The defaults that matter come from the paper's Table 1 rows in `zoo.py`; here only what all rows
+    share.
+
+    Raises:
+      ValueError: sequences of different lengths, a width its heads do not divide, a width that is
+        no multiple of the one before (the pooling is depthwise), an image smaller than a patch, a
+        rate outside [0, 1).
+    """
+
+    patch_size: int
+    stride: int
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    heads: tuple[int, ...]
+    image_size: tuple[int, int] = (224, 224)  # height, width
+    mlp_ratio: float = 4.0
+    distilled: bool = False
+    num_classes: int = 1000  # 0: no head, pooled features
+    in_channels: int = 3
+    dropout_rate: float = 0.0
+    attention_dropout_rate: float = 0.0
+    drop_path_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not len(self.widths) == len(self.depths) == len(self.heads) >= 1:
+            raise ValueError(
+                "widths, depths and heads need one entry per stage, found "
+                f"{len(self.widths)}, {len(self.depths)} and {len(self.heads)} entries"
+            )
+        for name in ("patch_size", "stride", "in_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        for width, heads in zip(self.widths, self.heads, strict=True):
+            if heads < 1 or width % heads:
+                raise ValueError(f"a width of {width} does not divide into {heads} heads")
+        for narrow, wide in zip(self.widths, self.widths[1:], strict=False):
+            if wide % narrow:
+                raise ValueError(
+                    f"pooling needs widths that are multiples of the last: {narrow}, then {wide}"
+                )
+        if min(self.image_size) < self.patch_size:
+            raise ValueError(
+                f"image_size {self.image_size} is smaller than patch_size {self.patch_size}"
+            )
+        for name in ("dropout_rate", "attention_dropout_rate", "drop_path_rate"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name} must be in [0, 1), found {getattr(self, name)}")
+        if self.num_classes < 0:
+            raise ValueError(f"num_classes must be at least 0, found {self.num_classes}")
+
+    @property
+    def class_tokens(self) -> int:
+        """T: the class token, and the distillation token of a distilled model."""
+        return 2 if self.distilled else 1
+
+    @property
+    def grids(self) -> tuple[tuple[int, int], ...]:
+        """Map height and width of every stage; pixels past the last whole patch are unseen."""
+        height, width = ((size - self.patch_size) // self.stride + 1 for size in self.image_size)
+        grids = [(height, width)]
+        for _ in self.widths[1:]:
+            height, width = pooling.pooled_size(height), pooling.pooled_size(width)
+            grids.append((height, width))
+        return tuple(grids)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Image pixels per map position of every stage."""
+        return tuple(self.stride * pooling.STRIDE**stage for stage in range(len(self.widths)))
+
+    @property
+    def drop_path_rates(self) -> tuple[float, ...]:
+        """Stochastic depth of every block: rate * i / N over all N blocks, so the last stays below
+        `rate`.
+
+        As the official code; timm spaces to i / (N - 1) instead.
+        """
+        blocks = sum(self.depths)
+        return tuple(self.drop_path_rate * block / blocks for block in range(blocks))

@@ -103,7 +103,7 @@ def check_images(images: jax.Array, expected: tuple[int, int, int]) -> None:
         hint = ", which looks channels-first: transpose to channels-last" if channels_first else ""
         raise ValueError(
             f"expected images of shape (batch, {', '.join(map(str, expected))}), found "
-            f"{images.shape}{hint}; another size needs a model built with image_size=(height, width)"
+            f"{images.shape}{hint}; another size needs a model with image_size=(height, width)"
         )
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(

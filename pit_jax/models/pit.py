@@ -61,7 +61,7 @@ def _token_init(rngs: nnx.Rngs, shape: tuple[int, ...]) -> jax.Array:
 
 
 class DepthwisePool(nnx.Module):
-    """Parameters of the depthwise pooling convolution; the arithmetic is `pooling.depthwise_pool`."""
+    """Parameters of the depthwise convolution; the arithmetic is `pooling.depthwise_pool`."""
 
     def __init__(self, width: int, out_width: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         kernel_init, bias_init = torch_default_init(pooling.WINDOW**2)
@@ -77,8 +77,7 @@ class DepthwisePool(nnx.Module):
 
 
 class TokenPooling(nnx.Module):
-    """Between stages: halves the grid and widens the channels of the map; class tokens go through a
-    linear layer.
+    """Between stages: halves the grid and widens the channels; class tokens only widen.
 
     The class tokens have no place on the grid, so they travel beside the map and only change width
     here.

@@ -1,0 +1,172 @@
+"""AdamP (Heo et al., ICLR 2021), which optax lacks, for parameters in this package's layouts.
+
+AdamP is Adam that removes from its step the part along the weights, for tensors that look
+scale-invariant: those whose gradient is nearly orthogonal to them. The reference tests this per
+output channel first, then for the tensor as a whole. PyTorch keeps output channels on the first
+axis, a `kernel` here on the last; every other tensor of more than one axis (class tokens, position
+embeddings) has a first axis of one in PyTorch, so that its only "channel" is the whole of it.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def adamp(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    mask: Any = None,
+    delta: float = 0.1,
+    wd_ratio: float = 0.1,
+    nesterov: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Adam with decoupled weight decay and projected steps.
+
+    The defaults are those of the authors' `adamp` package. timm's `--opt adamp`, which the script
+    that trained PiT calls, sets `wd_ratio=0.01` and `nesterov=True` instead.
+
+    The projection is decided from norms and inner products over whole tensors. Those are plain
+    reductions: under `jax.jit` they are global however the tensors are sharded; inside `shard_map`
+    they would see one shard only.
+
+    Args:
+      learning_rate: a number, or a function from the step (from 0) to one.
+      b1: decay of the mean of gradients, in [0, 1).
+      b2: decay of the mean of squared gradients, in [0, 1).
+      eps: added to the root of the mean square, and to the norm that a projection divides by.
+      weight_decay: fraction of a weight removed per step, times the learning rate.
+      mask: which parameters decay: a tree of booleans, a function from parameters to one, or None
+        for all.
+      delta: a tensor is projected when the largest |cosine| between gradient and weights stays
+        below delta / sqrt(size of the vectors compared).
+      wd_ratio: multiplies the weight decay of a projected tensor.
+      nesterov: steps along the look-ahead mean of gradients.
+
+    Returns:
+      A transformation whose `update` needs `params`.
+
+    Raises:
+      ValueError: by `update`, without `params`.
+    """
+    return optax.chain(
+        scale_by_adamp(
+            b1=b1,
+            b2=b2,
+            eps=eps,
+            weight_decay=weight_decay,
+            mask=mask,
+            delta=delta,
+            wd_ratio=wd_ratio,
+            nesterov=nesterov,
+        ),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def scale_by_adamp(
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    mask: Any = None,
+    delta: float = 0.1,
+    wd_ratio: float = 0.1,
+    nesterov: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """AdamP's direction before the learning rate, weight decay included; arguments as `adamp`."""
+
+    def init(params: optax.Params) -> optax.ScaleByAdamState:
+        zeros = optax.tree.zeros_like(params)
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), mu=zeros, nu=zeros)
+
+    def update(
+        updates: optax.Updates,
+        state: optax.ScaleByAdamState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
+        del extra_args
+        if params is None:
+            raise ValueError("adamp needs the parameters: call update(gradients, state, params)")
+        count = optax.safe_increment(state.count)
+        mu = optax.tree.update_moment(updates, state.mu, b1, 1)
+        nu = optax.tree.update_moment(updates, state.nu, b2, 2)
+        bias1 = _bias_correction(b1, count)
+        root_bias2 = jnp.sqrt(_bias_correction(b2, count))
+        decays = mask(params) if callable(mask) else mask
+        if decays is None:
+            decays = jax.tree.map(lambda _: True, params)
+
+        def direction(
+            path: tuple[Any, ...], w: jax.Array, g: jax.Array, *moments: Any
+        ) -> jax.Array:
+            m, v, decay = moments
+            ahead = b1 * m + (1 - b1) * g if nesterov else m
+            step = ahead / (jnp.sqrt(v) / root_bias2 + eps)
+            step, projected = _project(w, g, step, _limits(path, w, delta), eps)
+            # The reference decays first, then steps: the same sum, as the projection saw the
+            # weights from before either.
+            ratio = jnp.where(projected, wd_ratio, 1.0)
+            return step / bias1 + weight_decay * decay * ratio * w
+
+        directions = jax.tree_util.tree_map_with_path(direction, params, updates, mu, nu, decays)
+        return directions, optax.ScaleByAdamState(count, mu=mu, nu=nu)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _bias_correction(decay: float, count: jax.Array) -> jax.Array:
+    """1 - decay^count; written out, float32 would cancel to five digits for the first steps."""
+    return -jnp.expm1(count * math.log(decay)) if decay else jnp.ones(())
+
+
+def _limits(
+    path: tuple[Any, ...], weight: jax.Array, delta: float
+) -> list[tuple[tuple[int, ...], float]]:
+    """For each view in the order they are tried, the axes that make up one vector and the cosine
+    below which the view is projected; no view for a bias or a scale.
+    """
+    if weight.ndim <= 1:
+        return []
+    whole = tuple(range(weight.ndim))
+    is_kernel = getattr(path[-1], "key", None) == "kernel"
+    views = [whole[:-1], whole] if is_kernel else [whole]
+    lengths = [math.prod(weight.shape[axis] for axis in axes) for axes in views]
+    return [(axes, delta / math.sqrt(length)) for axes, length in zip(views, lengths, strict=True)]
+
+
+def _project(
+    weight: jax.Array,
+    gradient: jax.Array,
+    step: jax.Array,
+    limits: list[tuple[tuple[int, ...], float]],
+    eps: float,
+) -> tuple[jax.Array, jax.Array]:
+    """The step without its part along the weights, in the first view whose test fires, and whether
+    one did.
+    """
+    result, projected = step, jnp.zeros((), bool)
+    # From the last view to the first: the first one that fires has the last word.
+    for axes, limit in reversed(limits):
+        weight_norm, gradient_norm = _norm(weight, axes), _norm(gradient, axes)
+        # The raw gradient decides, not its mean; PyTorch's cosine bounds each norm from below.
+        cosine = jnp.sum(weight * gradient, axis=axes, keepdims=True)
+        cosine /= jnp.maximum(weight_norm, eps) * jnp.maximum(gradient_norm, eps)
+        fires = jnp.max(jnp.abs(cosine)) < limit
+        unit = weight / (weight_norm + eps)
+        along = jnp.sum(unit * step, axis=axes, keepdims=True)
+        result = jnp.where(fires, step - unit * along, result)
+        projected = projected | fires
+    return result, projected
+
+
+def _norm(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    return jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=True))

@@ -1,0 +1,113 @@
+"""The optimizers by name, with gradient clipping and layer-wise decay around them."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import optax
+
+from pit_jax.errors import suggestion
+from pit_jax.optim.adamp import adamp
+from pit_jax.optim.masks import weight_decay_mask
+
+
+def adamw(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    mask: Any = None,
+    nesterov: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Adam with decoupled weight decay, as `torch.optim.AdamW`."""
+    return optax.adamw(
+        learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=mask, nesterov=nesterov
+    )
+
+
+def sgd(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    mask: Any = None,
+    nesterov: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Stochastic gradient descent with momentum, as `torch.optim.SGD`: the weight decay is part of
+    the gradient and enters the momentum.
+    """
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, mask),
+        optax.sgd(learning_rate, momentum=momentum or None, nesterov=nesterov),
+    )
+
+
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
+    "adamw": adamw,
+    "adamp": adamp,
+    "sgd": sgd,
+}
+
+
+def make_optimizer(
+    name: str,
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    weight_decay: float = 0.0,
+    clip_norm: float | None = None,
+    layer_scales: Mapping[str, Any] | None = None,
+    mask: Any = weight_decay_mask,
+    **options: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """The optimizer of a training run: clip, then step, then scale per layer.
+
+    Args:
+      name: of `OPTIMIZERS`.
+      learning_rate: a number, or a function from the step (from 0) to one.
+      weight_decay: fraction of a weight removed per step, times the learning rate.
+      clip_norm: largest global L2 norm of the gradient, longer ones are scaled to it; None for no
+        clipping.
+      layer_scales: factors on every parameter's learning rate, a tree like the parameters
+        (`masks.layer_decay_scales`); they scale the weight decay too, as the rate does.
+      mask: which parameters decay; by default all but biases, norms, class tokens and positions.
+      **options: of the named optimizer, e.g. b1, b2, eps; delta, wd_ratio, nesterov for "adamp";
+        momentum for "sgd". PiT's recipe is "adamp" with wd_ratio=0.01, nesterov=True.
+
+    Returns:
+      A transformation whose `update` needs `params`; its state is a tree of arrays.
+
+    Raises:
+      ValueError: an unknown name or option, with the closest right one; a clip_norm of 0 or less.
+    """
+    if name not in OPTIMIZERS:
+        raise ValueError(
+            f"unknown optimizer {name!r}{suggestion(name, OPTIMIZERS)}; there are "
+            f"{', '.join(OPTIMIZERS)}"
+        )
+    if clip_norm is not None and clip_norm <= 0:
+        raise ValueError(f"clip_norm must be above 0, or None for no clipping, found {clip_norm}")
+    known = list(inspect.signature(OPTIMIZERS[name]).parameters)[1:]
+    for option in options:
+        if option not in known:
+            raise ValueError(
+                f"{name} has no option {option!r}{suggestion(option, known)}; it has "
+                f"{', '.join(known)}"
+            )
+    steps = [OPTIMIZERS[name](learning_rate, weight_decay=weight_decay, mask=mask, **options)]
+    if clip_norm is not None:
+        steps.insert(0, optax.clip_by_global_norm(clip_norm))
+    if layer_scales is not None:
+        steps.append(_scale_by_tree(layer_scales))
+    return optax.chain(*steps)
+
+
+def _scale_by_tree(scales: Mapping[str, Any]) -> optax.GradientTransformation:
+    """Multiplies every update by its factor; exact behind any optimizer that is linear in its
+    learning rate, as all here are.
+    """
+    return optax.stateless(
+        lambda updates, _: jax.tree.map(lambda update, scale: update * scale, updates, scales)
+    )

@@ -47,3 +47,13 @@ def photographs() -> list[Image.Image]:
 @pytest.fixture(scope="session")
 def china() -> Image.Image:
     return Image.fromarray(np.asarray(load_sample_images().images[0]))
+
+
+@pytest.fixture(scope="session")
+def augmented_photographs(china) -> list[Image.Image]:
+    """A photograph as RandAugment meets it, a low-contrast one, and one nearly of one colour."""
+    photograph = china.resize((96, 80), Image.Resampling.BICUBIC)
+    pale = photograph.point(lambda level: 90 + level // 4)
+    flat = Image.new("RGB", (31, 17), (200, 10, 60))
+    flat.putpixel((3, 4), (1, 2, 3))
+    return [photograph, pale, flat]

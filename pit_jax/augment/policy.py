@@ -1,0 +1,198 @@
+"""RandAugment's policy: what a string such as "rand-m9-mstd0.5-inc1" means.
+
+Fifteen operations; an image passes through `layers` of them, chosen uniformly with replacement,
+each applied with `probability`. A magnitude on the scale 0 to 10 sets how strong it is. Shared by
+the operations on the host (pit_jax.data.randaugment) and on the device
+(pit_jax.augment.randaugment), which differ in nothing but where they run. The grammar and the
+constants are timm's, whose recipes the published accuracies come from.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+from pit_jax.errors import suggestion
+
+OPERATIONS = (
+    "AutoContrast",
+    "Equalize",
+    "Invert",
+    "Rotate",
+    "Posterize",
+    "Solarize",
+    "SolarizeAdd",
+    "Color",
+    "Contrast",
+    "Brightness",
+    "Sharpness",
+    "ShearX",
+    "ShearY",
+    "TranslateX",
+    "TranslateY",
+)
+GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
+ENHANCING = ("Color", "Contrast", "Brightness", "Sharpness")
+
+# Where a geometric operation uncovers the outside of the image: ImageNet's mean colour.
+FILL = (124, 116, 104)
+FULL_MAGNITUDE = 10.0
+# timm reads a larger standard deviation as "uniform between 0 and the magnitude".
+LARGEST_STD = 100.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """A parsed RandAugment string.
+
+    Attributes:
+      magnitude: mean of an operation's magnitude; full strength is 10.
+      magnitude_std: its standard deviation, drawn per operation; infinity draws it uniformly
+        from 0 to `magnitude` instead.
+      magnitude_max: drawn magnitudes are clipped to 0 and this.
+      increasing: let every operation grow stronger with the magnitude. Without, enhancement
+        factors run from 0.1 to 1.9 and Posterize and Solarize grow weaker.
+      layers: operations per image.
+      probability: of applying a chosen operation.
+    """
+
+    magnitude: float = FULL_MAGNITUDE
+    magnitude_std: float = 0.0
+    magnitude_max: float = FULL_MAGNITUDE
+    increasing: bool = False
+    layers: int = 2
+    probability: float = 0.5
+
+
+# Section -> (attribute of Policy, what its number may look like).
+_SECTIONS = {
+    "m": ("magnitude", r"\d+(\.\d+)?"),
+    "mstd": ("magnitude_std", r"\d+(\.\d+)?|inf"),
+    "mmax": ("magnitude_max", r"\d+(\.\d+)?"),
+    "inc": ("increasing", r"[01]"),
+    "n": ("layers", r"\d+"),
+    "p": ("probability", r"0(\.\d+)?|1(\.0*)?"),
+}
+
+
+def parse(text: str) -> Policy:
+    """The policy of a string "rand" followed by sections "-<name><number>" in any order.
+
+    Sections: `m` magnitude (10), `mstd` its standard deviation (0; above 100 uniform), `mmax` the
+    largest magnitude (10), `inc` 1 for increasing severity (0), `n` operations per image (2), `p`
+    probability of each (0.5).
+
+    Raises:
+      ValueError: another scheme than "rand", an unknown or repeated section, or a number that
+        does not fit it.
+    """
+    scheme, *sections = text.split("-")
+    if scheme != "rand":
+        raise ValueError(
+            f"expected a RandAugment policy such as 'rand-m9-mstd0.5-inc1', found {text!r}"
+        )
+    values: dict[str, Any] = {}
+    for section in sections:
+        name = re.split(r"\d|inf$", section, maxsplit=1)[0]
+        if name not in _SECTIONS:
+            raise ValueError(
+                f"unknown section {section!r} of the RandAugment policy {text!r}"
+                f"{suggestion(name, _SECTIONS)}; there are {', '.join(_SECTIONS)}"
+            )
+        attribute, pattern = _SECTIONS[name]
+        number = section[len(name) :]
+        if not re.fullmatch(pattern, number):
+            raise ValueError(
+                f"expected a number matching {pattern} after {name!r}, found {section!r} in the "
+                f"RandAugment policy {text!r}"
+            )
+        if attribute in values:
+            raise ValueError(f"{name!r} appears twice in the RandAugment policy {text!r}")
+        values[attribute] = _value(attribute, float(number))
+    return Policy(**values)
+
+
+def _value(attribute: str, number: float) -> float | int | bool:
+    if attribute == "layers":
+        return int(number)
+    if attribute == "increasing":
+        return bool(number)
+    if attribute == "magnitude_std" and number > LARGEST_STD:
+        return math.inf
+    return number
+
+
+def argument(name: str, magnitude: Any, sign: Any, *, increasing: bool, numpy: Any) -> Any:
+    """What an operation's function is called with.
+
+    Args:
+      magnitude: 0 to 10, or above where the policy allows it; a float or an array.
+      sign: -1 or 1, of the same shape; ignored by operations without a direction.
+      numpy: the array module of both, numpy or jax.numpy.
+
+    Returns:
+      Rotate: degrees counter-clockwise. ShearX, ShearY: slope. TranslateX, TranslateY: part of
+      the width or height. Posterize: bits to keep. Solarize: the first level to invert.
+      SolarizeAdd: levels to add. Color, Contrast, Brightness, Sharpness: enhancement factor.
+      AutoContrast, Equalize, Invert: 0, unused.
+
+    Raises:
+      ValueError: an operation that does not exist.
+    """
+    table = _INCREASING if increasing and name in _INCREASING else _ARGUMENTS
+    if name not in table:
+        raise ValueError(
+            f"unknown operation {name!r}{suggestion(name, OPERATIONS)}; there are "
+            f"{', '.join(OPERATIONS)}"
+        )
+    return table[name](magnitude / FULL_MAGNITUDE, sign, numpy)
+
+
+def _unused(part: Any, sign: Any, numpy: Any) -> Any:
+    return part * 0.0
+
+
+def _shear(part: Any, sign: Any, numpy: Any) -> Any:
+    return sign * (part * 0.3)
+
+
+def _translation(part: Any, sign: Any, numpy: Any) -> Any:
+    return sign * (part * 0.45)
+
+
+def _enhancement(part: Any, sign: Any, numpy: Any) -> Any:
+    return part * 1.8 + 0.1
+
+
+def _increasing_enhancement(part: Any, sign: Any, numpy: Any) -> Any:
+    return numpy.maximum(0.1, 1.0 + sign * (part * 0.9))
+
+
+def _bits(part: Any, sign: Any, numpy: Any) -> Any:
+    return numpy.trunc(part * 4)
+
+
+def _threshold(part: Any, sign: Any, numpy: Any) -> Any:
+    return numpy.minimum(256, numpy.trunc(part * 256))
+
+
+_ARGUMENTS: dict[str, Callable[[Any, Any, Any], Any]] = {
+    "AutoContrast": _unused,
+    "Equalize": _unused,
+    "Invert": _unused,
+    "Rotate": lambda part, sign, numpy: sign * (part * 30.0),
+    "Posterize": _bits,
+    "Solarize": _threshold,
+    "SolarizeAdd": lambda part, sign, numpy: numpy.minimum(128, numpy.trunc(part * 110)),
+    **dict.fromkeys(ENHANCING, _enhancement),
+    "ShearX": _shear,
+    "ShearY": _shear,
+    "TranslateX": _translation,
+    "TranslateY": _translation,
+}
+_INCREASING: dict[str, Callable[[Any, Any, Any], Any]] = {
+    "Posterize": lambda part, sign, numpy: 4 - _bits(part, sign, numpy),
+    "Solarize": lambda part, sign, numpy: 256 - _threshold(part, sign, numpy),
+    **dict.fromkeys(ENHANCING, _increasing_enhancement),
+}

@@ -1,0 +1,105 @@
+"""RandAugment on the host, on PIL images, pixel for pixel what timm's operations give.
+
+The policy, its grammar and its strengths are in pit_jax.augment.policy.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
+
+from pit_jax.augment.policy import FILL, OPERATIONS, Policy, argument
+from pit_jax.errors import suggestion
+
+Operation = Callable[[Image.Image, float], Image.Image]
+
+
+def rand_augment(image: Image.Image, policy: Policy, rng: np.random.Generator) -> Image.Image:
+    """An RGB image after as many drawn operations as the policy has layers."""
+    for name, value in draw_operations(policy, rng):
+        image = apply_operation(image, name, value)
+    return image
+
+
+def draw_operations(policy: Policy, rng: np.random.Generator) -> list[tuple[str, float]]:
+    """The (operation, argument) pairs of one image, in order; those not applied left out.
+
+    Operations are uniform with replacement, magnitudes normal and clipped, signs even.
+    """
+    drawn = []
+    for index in rng.integers(len(OPERATIONS), size=policy.layers):
+        if rng.random() >= policy.probability:
+            continue
+        magnitude = policy.magnitude
+        if np.isinf(policy.magnitude_std):
+            magnitude = rng.uniform(0, policy.magnitude)
+        elif policy.magnitude_std > 0:
+            magnitude = rng.normal(policy.magnitude, policy.magnitude_std)
+        magnitude = min(max(magnitude, 0.0), policy.magnitude_max)
+        sign = 1 if rng.random() < 0.5 else -1
+        name = OPERATIONS[index]
+        value = argument(name, magnitude, sign, increasing=policy.increasing, numpy=np)
+        drawn.append((name, float(value)))
+    return drawn
+
+
+def apply_operation(image: Image.Image, name: str, value: float) -> Image.Image:
+    """One operation on an RGB image; `value` is its argument, see pit_jax.augment.policy.argument.
+
+    Geometric operations interpolate bicubically and fill the uncovered part with ImageNet's mean
+    colour.
+
+    Raises:
+      ValueError: an operation that does not exist.
+    """
+    if name not in _FUNCTIONS:
+        raise ValueError(
+            f"unknown operation {name!r}{suggestion(name, OPERATIONS)}; there are "
+            f"{', '.join(OPERATIONS)}"
+        )
+    return _FUNCTIONS[name](image, value)
+
+
+def _affine(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
+    """`matrix` takes (x, y, 1) of the result to (x, y) of the image, row by row."""
+    return image.transform(
+        image.size,
+        Image.Transform.AFFINE,
+        matrix,
+        resample=Image.Resampling.BICUBIC,
+        fillcolor=FILL,
+    )
+
+
+def _rotate(image: Image.Image, degrees: float) -> Image.Image:
+    return image.rotate(degrees, resample=Image.Resampling.BICUBIC, fillcolor=FILL)
+
+
+def _posterize(image: Image.Image, bits: float) -> Image.Image:
+    # ImageOps.posterize refuses to keep no bit (a black image) from Pillow 13 on.
+    dropped = 8 - min(max(int(bits), 0), 8)
+    return image.point([level >> dropped << dropped for level in range(256)] * 3)
+
+
+def _solarize_add(image: Image.Image, addend: float) -> Image.Image:
+    table = [min(255, level + int(addend)) if level < 128 else level for level in range(256)]
+    return image.point(table * 3)
+
+
+_FUNCTIONS: dict[str, Operation] = {
+    "AutoContrast": lambda image, _: ImageOps.autocontrast(image),
+    "Equalize": lambda image, _: ImageOps.equalize(image),
+    "Invert": lambda image, _: ImageOps.invert(image),
+    "Rotate": _rotate,
+    "Posterize": _posterize,
+    "Solarize": lambda image, threshold: ImageOps.solarize(image, int(threshold)),
+    "SolarizeAdd": _solarize_add,
+    "Color": lambda image, factor: ImageEnhance.Color(image).enhance(factor),
+    "Contrast": lambda image, factor: ImageEnhance.Contrast(image).enhance(factor),
+    "Brightness": lambda image, factor: ImageEnhance.Brightness(image).enhance(factor),
+    "Sharpness": lambda image, factor: ImageEnhance.Sharpness(image).enhance(factor),
+    "ShearX": lambda image, slope: _affine(image, (1, slope, 0, 0, 1, 0)),
+    "ShearY": lambda image, slope: _affine(image, (1, 0, 0, slope, 1, 0)),
+    "TranslateX": lambda image, part: _affine(image, (1, 0, part * image.width, 0, 1, 0)),
+    "TranslateY": lambda image, part: _affine(image, (1, 0, 0, 0, 1, part * image.height)),
+}

@@ -1,0 +1,75 @@
+"""Which parameters decay, and how learning rates fall towards the input."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from pit_jax.models import params as parameters
+from pit_jax.models import zoo
+from pit_jax.optim.masks import layer_decay_scales, layer_ids, weight_decay_mask
+from pit_jax.weights import tables
+
+
+def abstract(name: str) -> parameters.Params:
+    return zoo.abstract(zoo.model_config(name))[1]
+
+
+@pytest.mark.parametrize("name", ["pit_ti", "pit_b_distilled"])
+def test_decayed_parameters_are_those_of_the_reference(name, data_dir):
+    shapes = json.loads((data_dir / "keys_official.json").read_text())[name]
+    mask = parameters.flatten(weight_decay_mask(abstract(name)))
+    rows = tables.pit_table(zoo.model_config(name)).by_name("official")
+    for torch_name, shape in shapes.items():
+        expected = len(shape) > 1 and torch_name not in ("pos_embed", "cls_token")
+        assert mask[rows[torch_name].path] is expected, torch_name
+
+
+def test_counts_of_the_reference():
+    mask = jax.tree.leaves(weight_decay_mask(abstract("pit_ti")))
+    assert (sum(mask), len(mask) - sum(mask)) == (54, 106)
+
+
+def test_mask_has_the_structure_of_the_parameters():
+    params = abstract("pit_s")
+    assert jax.tree.structure(weight_decay_mask(params)) == jax.tree.structure(params)
+
+
+def test_layers_of_pit_count_over_all_stages():
+    ids = layer_ids(abstract("pit_ti_distilled"))  # depths 2, 6, 4
+    expected = {
+        "embedding/conv/kernel": 0,
+        "embedding/position": 0,
+        "class_token": 0,
+        "stage0/block0/norm1/scale": 1,
+        "stage0/block1/mlp/fc2/bias": 2,
+        "pool0/conv/kernel": 3,
+        "pool0/fc/bias": 3,
+        "stage1/block0/attention/qkv/kernel": 3,
+        "stage1/block5/mlp/fc1/kernel": 8,
+        "pool1/fc/kernel": 9,
+        "stage2/block0/norm2/bias": 9,
+        "stage2/block3/norm1/bias": 12,
+        "norm/scale": 13,
+        "head/kernel": 13,
+        "head_distillation/bias": 13,
+    }
+    assert {path: ids[path] for path in expected} == expected
+    assert sorted(set(ids.values())) == list(range(14))
+
+
+def test_scales_are_powers_of_the_distance_from_the_head():
+    params = abstract("pit_ti")
+    scales = layer_decay_scales(params, 0.75)
+    assert jax.tree.structure(scales) == jax.tree.structure(params)
+    assert scales["head"]["kernel"] == scales["norm"]["bias"] == 1.0
+    np.testing.assert_allclose(scales["stage2"]["block3"]["norm1"]["scale"], 0.75, rtol=1e-12)
+    np.testing.assert_allclose(scales["embedding"]["conv"]["kernel"], 0.75**13, rtol=1e-12)
+    assert set(jax.tree.leaves(layer_decay_scales(params, 1.0))) == {1.0}
+
+
+@pytest.mark.parametrize("decay", [0.0, -0.5, 1.5])
+def test_impossible_decay_is_refused(decay):
+    with pytest.raises(ValueError, match=rf"must be in \(0, 1\], found {decay}"):
+        layer_decay_scales(abstract("pit_ti"), decay)

@@ -91,6 +91,19 @@ def crop_and_resize(image: Image.Image, box: Box, size: tuple[int, int]) -> np.n
     return np.asarray(image.crop(box).resize((width, height), Image.Resampling.BICUBIC))
 
 
+def check_protocol(protocol: str) -> None:
+    """Refuses an evaluation protocol that does not exist, before any image is read.
+
+    Raises:
+      ValueError: with the closest right name.
+    """
+    if protocol not in PROTOCOLS:
+        raise ValueError(
+            f"unknown evaluation protocol {protocol!r}{suggestion(protocol, PROTOCOLS)}; there are "
+            f"{', '.join(PROTOCOLS)}"
+        )
+
+
 def evaluation_crop(image: Image.Image, size: tuple[int, int], protocol: str) -> np.ndarray:
     """The part of an RGB image that a published accuracy is measured on: uint8 (H, W, 3).
 
@@ -105,6 +118,7 @@ def evaluation_crop(image: Image.Image, size: tuple[int, int], protocol: str) ->
     Raises:
       ValueError: a protocol that does not exist.
     """
+    check_protocol(protocol)
     if protocol == "resize":
         return crop_and_resize(image, (0, 0, *image.size), size)
     width, height = _covering_size(image.size, _scaled_size(size, protocol), size[0] == size[1])
@@ -118,12 +132,7 @@ def _scaled_size(size: Sequence[int], protocol: str) -> tuple[int, int]:
     """(height, width) that the image must cover before the centre is cut out."""
     if protocol == "deit":
         return int(256 / 224 * size[0]), int(256 / 224 * size[1])
-    if protocol == "timm":
-        return math.floor(size[0] / 0.9), math.floor(size[1] / 0.9)
-    raise ValueError(
-        f"unknown evaluation protocol {protocol!r}{suggestion(protocol, PROTOCOLS)}; there are "
-        f"{', '.join(PROTOCOLS)}"
-    )
+    return math.floor(size[0] / 0.9), math.floor(size[1] / 0.9)
 
 
 def _covering_size(

@@ -6,8 +6,7 @@ through a `Recorder`. Parameters are float32; `dtype` is what the arithmetic run
 """
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,27 +15,9 @@ from jax.typing import DTypeLike
 
 from pit_jax.errors import suggestion
 from pit_jax.models.attention import attention, attention_weights, weighted_values
-
-Initializer = Callable[..., jax.Array]
-# From the number of inputs of one output to the initializers of kernel and bias.
-LinearInit = Callable[[int], tuple[Initializer, Initializer]]
+from pit_jax.models.initializers import LinearInit
 
 LAYER_NORM_EPSILON = 1e-6
-
-
-def torch_default_init(fan_in: int) -> tuple[Initializer, Initializer]:
-    """PyTorch's default for linear and convolution layers: weight and bias both U(-1/sqrt(fan_in),
-    1/sqrt(fan_in)).
-
-    PiT is trained from this, unlike DeiT, whose linear layers start from a normal of 0.02 and zero
-    biases.
-    """
-    bound = 1.0 / math.sqrt(fan_in)
-
-    def uniform(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
-        return jax.random.uniform(key, tuple(shape), dtype, minval=-bound, maxval=bound)
-
-    return uniform, uniform
 
 
 def linear(

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 
 from pit_jax.models import pooling
 from pit_jax.models.config import PiTConfig
+from pit_jax.models.initializers import normal, torch_default_init
 from pit_jax.models.layers import (
     Block,
     DropRates,
@@ -24,11 +25,13 @@ from pit_jax.models.layers import (
     layer_norm,
     linear,
     split_key,
-    torch_default_init,
 )
 
 # What `capture=` can ask for, and the names under which it comes back.
 CAPTURES = ("embedding", "blocks", "attention", "stages", "pre_logits")
+
+# Of the class token and the map of positions; everything else starts as PyTorch does by default.
+token_init = normal(0.02)
 
 
 class PatchEmbedding(nnx.Module):
@@ -48,16 +51,13 @@ class PatchEmbedding(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.position = nnx.Param(_token_init(rngs, (1, *config.grids[0], config.widths[0])))
+        self.position = nnx.Param(
+            token_init(rngs.params(), (1, *config.grids[0], config.widths[0]))
+        )
 
     def __call__(self, images: jax.Array) -> jax.Array:
         maps = self.conv(images)
         return maps + self.position[...].astype(maps.dtype)
-
-
-def _token_init(rngs: nnx.Rngs, shape: tuple[int, ...]) -> jax.Array:
-    """Normal of 0.02, cut at +-2 (a hundred deviations): class token and positions."""
-    return 0.02 * jax.random.truncated_normal(rngs.params(), -100.0, 100.0, shape, jnp.float32)
 
 
 class DepthwisePool(nnx.Module):
@@ -155,7 +155,9 @@ class PiT(nnx.Module):
         self.config = config
         self.dtype = dtype
         self.embedding = PatchEmbedding(config, dtype=dtype, rngs=rngs)
-        self.class_token = nnx.Param(_token_init(rngs, (1, config.class_tokens, config.widths[0])))
+        self.class_token = nnx.Param(
+            token_init(rngs.params(), (1, config.class_tokens, config.widths[0]))
+        )
         drops = [
             DropRates(
                 features=config.dropout_rate, attention=config.attention_dropout_rate, path=path

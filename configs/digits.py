@@ -1,0 +1,50 @@
+"""A small PiT on the handwritten digits that scikit-learn carries: the whole system in minutes.
+
+    python train.py --config=configs/digits.py --workdir=DIR
+
+No table of the paper: 1,437 real 8x8 scans to train on, 360 to test, enlarged to 24x24. The network
+is a PiT with class token and two poolings (grids 11, 6, 3). Two CPU cores are enough.
+
+`--config=configs/digits.py:smoke` runs every part in a fraction of the time and reaches nothing.
+"""
+
+from ml_collections import ConfigDict
+
+from pit_jax.training.config import default_config
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The experiment; `variant` is "" or "smoke"."""
+    if variant not in ("", "smoke"):
+        raise ValueError(f"configs/digits.py has the variant 'smoke', not {variant!r}")
+    config = default_config()
+    config.batch_size = 64
+    config.eval_batch_size = 120
+    config.epochs = 60
+    config.label_smoothing = 0.1
+    config.log_every_steps = 44
+    config.checkpoint_every_epochs = 10
+
+    config.model.name = "pit_ti"
+    config.model.image_size = (24, 24)
+    config.model.dtype = "float32"
+    config.model.options = {
+        "patch_size": 4,
+        "stride": 2,
+        "widths": (32, 64, 128),
+        "depths": (1, 2, 1),
+        "heads": (2, 4, 8),
+    }
+
+    config.data.name = "digits"
+    config.data.eval_split = "test"
+    config.data.eval_protocol = "resize"
+    config.data.crop_scale = (0.6, 1.0)
+
+    config.optimizer.base_learning_rate = 1.6e-2  # 2e-3 at 64 images
+    config.optimizer.warmup_epochs = 5
+    if variant == "smoke":
+        config.epochs = 2
+        config.optimizer.warmup_epochs = 1
+        config.log_every_steps = 10
+    return config

@@ -1,0 +1,49 @@
+"""What the command-line programs share: readable log lines, and errors as one line."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
+
+from absl import logging as absl_logging
+
+Result = TypeVar("Result")
+
+USER_ERROR = 2
+
+
+def set_up_logging() -> None:
+    """Our messages as "HH:MM:SS message" on standard error; from libraries only warnings."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logger = logging.getLogger("pit_jax")
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+
+
+def set_up_compilation_cache() -> None:
+    """Keeps compiled programs between runs, unless JAX is already told where."""
+    import jax
+
+    from pit_jax.data.sources import cache_dir
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
+
+
+def fail(message: object) -> NoReturn:
+    """Ends the program with one line on standard error and exit status 2."""
+    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+    raise SystemExit(USER_ERROR)
+
+
+def or_fail(function: Callable[..., Result], *arguments: object, **options: object) -> Result:
+    """The function's result; a ValueError, which is how bad input shows, ends the program."""
+    try:
+        return function(*arguments, **options)
+    except ValueError as error:
+        fail(error)

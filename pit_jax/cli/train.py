@@ -1,0 +1,74 @@
+"""`train.py` and `pit-train`: flags in, a trained model and one line out."""
+
+import re
+from collections.abc import Sequence
+
+from absl import app, flags
+from ml_collections import config_flags
+from ml_collections.config_dict import ConfigDict
+
+from pit_jax.cli import console
+from pit_jax.errors import suggestion
+
+
+def run() -> None:
+    """Entry point: parses the command line, trains, prints `done: ...`."""
+    config_flags.DEFINE_config_file("config", help_string="The experiment, e.g. configs/digits.py.")
+    flags.DEFINE_string("workdir", None, "Run directory: checkpoints, metrics, result.")
+    flags.DEFINE_bool(
+        "allow_config_changes", False, "Continue a run directory with another configuration."
+    )
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(_main, flags_parser=_parse)
+
+
+def _parse(arguments: Sequence[str]) -> list[str]:
+    try:
+        return flags.FLAGS(arguments)
+    except AttributeError as error:
+        console.fail(_unknown_key(arguments) or error)
+    except (flags.Error, KeyError, OSError, TypeError, ValueError) as error:
+        # A config file that raises arrives as a traceback; its last line is the message.
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        console.fail(lines[-1] if "Traceback" in str(error) else " ".join(lines))
+
+
+def _unknown_key(arguments: Sequence[str]) -> str | None:
+    """The first --config.x.y that is no option, with the closest one that is."""
+    from pit_jax.training.config import default_config
+
+    known = _paths(default_config())
+    for argument in arguments:
+        match = re.match(r"--?(?:no)?config\.([\w.]+)", argument)
+        if match and match[1] not in known:
+            return f"config.{match[1]} is not an option{suggestion(match[1], known)}"
+    return None
+
+
+def _paths(config: ConfigDict, prefix: str = "") -> list[str]:
+    paths = []
+    for key in config:
+        value = config[key]
+        paths += _paths(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else []
+        paths.append(f"{prefix}{key}")
+    return paths
+
+
+def _main(arguments: Sequence[str]) -> None:
+    if len(arguments) > 1:
+        console.fail(f"unexpected argument {arguments[1]!r}: options are written --name=value")
+    console.set_up_logging()
+    console.set_up_compilation_cache()
+    from pit_jax.training import loop, setup
+
+    options = flags.FLAGS
+    prepared = console.or_fail(
+        setup.prepare,
+        options.config,
+        options.workdir,
+        allow_config_changes=options.allow_config_changes,
+    )
+    try:
+        print(loop.run(prepared), flush=True)
+    except loop.TrainingError as error:
+        console.fail(error)

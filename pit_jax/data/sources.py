@@ -1,0 +1,146 @@
+"""Stored images with random access: what a data set looks like to the pipeline.
+
+TFDS sets are read as ArrayRecord through `tfds.data_source`, without TensorFlow. An example is the
+encoded image and its label; decoding belongs to the pipeline's threads.
+"""
+
+import dataclasses
+import io
+import os
+from pathlib import Path
+from typing import Any, Protocol, TypedDict, runtime_checkable
+
+import filelock
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from pit_jax.data.digits import Digits
+from pit_jax.errors import suggestion
+
+
+class Example(TypedDict):
+    """One stored image: the bytes of its file, and its class."""
+
+    image: bytes
+    label: int
+
+
+@runtime_checkable
+class RandomAccess(Protocol):
+    """Examples by index, from any thread, in a fixed order."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One split of a data set.
+
+    Attributes:
+      name: what the configuration calls it, with its split, for messages.
+      examples: `Example`s by index.
+      num_classes: labels are 0 to num_classes - 1.
+    """
+
+    name: str
+    examples: RandomAccess
+    num_classes: int
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+
+def open_source(name: str, split: str, data_dir: str | None = None) -> Source:
+    """Opens a split for reading; the digits are prepared first where they are not yet.
+
+    Args:
+      name: "digits", "synthetic", or a TFDS classification set such as "imagenet2012".
+      split: a split of that set; TFDS slices such as "train[:1%]" work.
+      data_dir: where TFDS keeps it; None for TFDS's default, and for the digits a folder in the
+        user's cache.
+
+    Raises:
+      ValueError: no such set or split, a set that is not prepared as ArrayRecord, one without
+        images and labels. The message says where it looked, what it found and what to run.
+    """
+    if name == "synthetic":
+        return Source(f"synthetic/{split}", SyntheticImages(), SyntheticImages.num_classes)
+    builder = prepare_digits(data_dir) if name == "digits" else _prepared_builder(name, data_dir)
+    features = builder.info.features
+    if features is None or "image" not in features or "label" not in features:
+        raise ValueError(f"TFDS set {name!r} has no 'image' and 'label' features: {features}")
+    base_split = split.split("[", maxsplit=1)[0]
+    if base_split not in builder.info.splits:
+        known = list(builder.info.splits)
+        raise ValueError(
+            f"{name} in {builder.data_path} has no split {base_split!r}"
+            f"{suggestion(base_split, known)}; it has {', '.join(known)}"
+        )
+    examples = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    return Source(f"{name}/{split}", examples, features["label"].num_classes)
+
+
+def cache_dir() -> Path:
+    """Where data sets and compilations are kept: $PIT_JAX_CACHE, else the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pit_jax"
+    return Path(os.environ.get("PIT_JAX_CACHE", default))
+
+
+def prepare_digits(data_dir: str | None = None) -> Digits:
+    """The digits' TFDS builder, prepared once; processes that start together wait for the first."""
+    root = Path(data_dir).expanduser() if data_dir else cache_dir() / "datasets"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(root / "digits.lock"):
+            builder = Digits(data_dir=str(root), file_format="array_record")
+            builder.download_and_prepare()
+    except OSError as error:
+        raise ValueError(
+            f"cannot prepare the digits in {root}: {error}; set data_dir or $PIT_JAX_CACHE to a "
+            "folder that can be written"
+        ) from error
+    return builder
+
+
+def _prepared_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    where = data_dir or tfds.core.constants.DATA_DIR
+    prepare = f"tfds build {name} --file_format=array_record" + (
+        f" --data_dir={data_dir}" if data_dir else ""
+    )
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError as error:
+        known = ["digits", "synthetic", *tfds.list_builders()]
+        raise ValueError(f"unknown data set {name!r}{suggestion(name, known)}") from error
+    if not builder.is_prepared():
+        raise ValueError(f"{name} is not prepared in {where}; run: {prepare}")
+    file_format = builder.info.file_format
+    if file_format != tfds.core.FileFormat.ARRAY_RECORD:
+        raise ValueError(
+            f"{name} in {builder.data_path} is stored as {file_format.value}, which has no random "
+            f"access; prepare it as ArrayRecord: {prepare}"
+        )
+    return builder
+
+
+class SyntheticImages:
+    """Fixed random pictures with labels: exercises the whole path where there is no data."""
+
+    num_classes = 1000
+    size = (256, 256)
+
+    def __init__(self, examples: int = 1280):
+        self._examples = examples
+
+    def __len__(self) -> int:
+        return self._examples
+
+    def __getitem__(self, index: int) -> Example:
+        rng = np.random.default_rng(index)
+        coarse = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(coarse).resize(self.size, Image.Resampling.BICUBIC).save(file, "JPEG")
+        return {"image": file.getvalue(), "label": int(rng.integers(self.num_classes))}

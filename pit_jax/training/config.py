@@ -1,0 +1,201 @@
+"""The experiment configuration: every option, its type, its default and its meaning, in one place.
+
+Config files start from `default_config()`, a locked `ConfigDict` made from the dataclasses below,
+and set what their experiment changes; `--config.x=y` overrides on top. `parse` turns the result
+into the frozen dataclasses the trainer works with.
+"""
+
+import dataclasses
+import types
+import typing
+from typing import Any
+
+from ml_collections import config_dict
+
+from pit_jax.errors import suggestion
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which network."""
+
+    name: str = "pit_s"
+    """A name of `pit_jax.list_models()`."""
+    image_size: tuple[int, int] = (224, 224)
+    """Height and width in pixels, of training and evaluation."""
+    num_classes: int | None = None
+    """Classes of the head; None takes the data set's."""
+    drop_path_rate: float = 0.0
+    """Stochastic depth rate; block i of N drops with rate * i / N."""
+    dtype: str = "bfloat16"
+    """What the arithmetic runs in: "bfloat16" or "float32". Parameters are float32."""
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Any other field of the model's configuration, e.g. {"depths": (2, 2, 2)}."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, and how they are cut."""
+
+    name: str = "imagenet2012"
+    """A TFDS classification set, or "digits", or "synthetic"."""
+    data_dir: str | None = None
+    """Where the set is prepared; None for TFDS's own default (digits: the user's cache)."""
+    train_split: str = "train"
+    eval_split: str = "validation"
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Share of the image's area a training crop covers, drawn uniformly."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Width over height of a training crop, drawn log-uniformly."""
+    eval_protocol: str = "deit"
+    """Evaluation crop: "deit" (256, centre 224), "timm" (248, centre 224) or "resize"."""
+    threads: int = 0
+    """Threads that decode; 0 for one per core, at most 16."""
+    prefetch: int = 2
+    """Batches held ready on the host."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """How parameters move."""
+
+    name: str = "adamw"
+    """"adamw", "adamp" or "sgd"."""
+    base_learning_rate: float = 5e-4
+    """Per 512 images: the peak learning rate is base_learning_rate * batch_size / 512."""
+    schedule: str = "smooth"
+    """Warm-up and cosine: "smooth" moves at every step, "deit" once an epoch, one epoch late."""
+    warmup_epochs: int = 5
+    warmup_learning_rate: float = 1e-6
+    """Where the linear warm-up starts, absolute."""
+    min_learning_rate: float = 1e-5
+    """Where the cosine decay ends, absolute."""
+    weight_decay: float = 0.05
+    """Of kernels; never of biases, norms, class tokens and positions."""
+    clip_norm: float | None = None
+    """Largest global gradient norm."""
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Further options of the optimizer, e.g. {"b2": 0.95}, or AdamP's {"wd_ratio": 0.01}."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One experiment."""
+
+    seed: int = 0
+    batch_size: int = 1024
+    """Images per step over all devices of all processes."""
+    eval_batch_size: int = 1024
+    epochs: int = 300
+    """Passes over the training set, of floor(examples / batch_size) steps each."""
+    label_smoothing: float = 0.1
+    log_every_steps: int = 100
+    eval_every_epochs: int = 1
+    checkpoint_every_epochs: int = 1
+    keep_checkpoints: int = 2
+    """How many of the newest stay on disk, beside the best by top-1."""
+    fsdp: int = 1
+    """Devices over which large parameters and the optimizer state are sharded; 1 replicates."""
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+
+
+def default_config() -> config_dict.ConfigDict:
+    """The defaults as a locked ConfigDict: known keys only, each with its type."""
+    return _to_config_dict(TrainConfig())
+
+
+def _to_config_dict(node: Any) -> config_dict.ConfigDict:
+    config = config_dict.ConfigDict()
+    hints = typing.get_type_hints(type(node))
+    for field in dataclasses.fields(node):
+        value = getattr(node, field.name)
+        if dataclasses.is_dataclass(value):
+            value = _to_config_dict(value)
+        elif value is None:
+            value = config_dict.placeholder(_optional_type(hints[field.name]))
+        elif isinstance(value, dict):
+            value = config_dict.ConfigDict(value)
+        config[field.name] = value
+    return config.lock()
+
+
+def _optional_type(hint: Any) -> type:
+    """T of `T | None`."""
+    return next(member for member in typing.get_args(hint) if member is not types.NoneType)
+
+
+def parse(config: config_dict.ConfigDict) -> TrainConfig:
+    """Checks a ConfigDict, key by key and type by type.
+
+    Raises:
+      ValueError: every unknown key (with the closest right one), missing key and wrong type at
+        once, or a value out of range.
+    """
+    problems: list[str] = []
+    values = _parse_node(TrainConfig, config.to_dict(), "config", problems)
+    if not problems:
+        problems = _out_of_range(values)
+    if problems:
+        raise ValueError("; ".join(problems))
+    return values
+
+
+def _parse_node(cls: type, values: dict[str, Any], path: str, problems: list[str]) -> Any:
+    hints = typing.get_type_hints(cls)
+    arguments: dict[str, Any] = {}
+    for key in values:
+        if key not in hints:
+            problems.append(f"{path}.{key} is not an option{suggestion(key, hints)}")
+    for key, hint in hints.items():
+        if key not in values:
+            continue
+        name, value = f"{path}.{key}", values[key]
+        if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+            arguments[key] = _parse_node(typing.cast(type, hint), value, name, problems)
+        elif _matches(value, hint):
+            arguments[key] = float(value) if hint is float else value
+        else:
+            expected = getattr(hint, "__name__", str(hint))
+            problems.append(f"{name} must be {expected}, found {value!r}")
+    return None if problems else cls(**arguments)
+
+
+def _matches(value: Any, hint: Any) -> bool:
+    origin, members = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        return any(_matches(value, member) for member in members)
+    if origin is tuple:
+        return (
+            isinstance(value, tuple)
+            and len(value) == len(members)
+            and all(_matches(item, member) for item, member in zip(value, members, strict=True))
+        )
+    if origin is dict:
+        return isinstance(value, dict)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
+
+
+def _out_of_range(config: TrainConfig) -> list[str]:
+    problems = []
+    for name in ("batch_size", "eval_batch_size", "epochs", "log_every_steps", "fsdp"):
+        if getattr(config, name) < 1:
+            problems.append(f"config.{name} must be at least 1, found {getattr(config, name)}")
+    for name in ("eval_every_epochs", "checkpoint_every_epochs", "keep_checkpoints"):
+        if getattr(config, name) < 1:
+            problems.append(f"config.{name} must be at least 1, found {getattr(config, name)}")
+    if not 0.0 <= config.label_smoothing < 1.0:
+        problems.append(f"config.label_smoothing must be in [0, 1), found {config.label_smoothing}")
+    if config.model.dtype not in ("bfloat16", "float32"):
+        problems.append(
+            f"config.model.dtype must be 'bfloat16' or 'float32', found {config.model.dtype!r}"
+        )
+    if config.optimizer.warmup_epochs > config.epochs:
+        problems.append(
+            f"config.optimizer.warmup_epochs ({config.optimizer.warmup_epochs}) is longer than "
+            f"config.epochs ({config.epochs})"
+        )
+    return problems

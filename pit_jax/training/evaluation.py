@@ -1,0 +1,157 @@
+"""Exact evaluation: every example of a split counted once, whatever the batch and the devices."""
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from pit_jax import parallel
+from pit_jax.data.images import check_protocol
+from pit_jax.data.pipeline import Reading, eval_batches
+from pit_jax.data.sources import open_source
+from pit_jax.models import params as parameters
+from pit_jax.models import zoo
+from pit_jax.training.config import TrainConfig
+from pit_jax.training.step import make_eval_step, zero_sums
+from pit_jax.weights import files, load
+from pit_jax.weights.cards import card_config
+
+
+def make_evaluator(
+    graphdef: nnx.GraphDef, mesh: Mesh, batches: Iterable[Any]
+) -> Callable[[parameters.Params], dict[str, float]]:
+    """A function from parameters to metrics of one pass over `batches`.
+
+    Args:
+      graphdef: structure of the model.
+      mesh: the devices.
+      batches: `data.pipeline.eval_batches`, iterated anew at each call.
+
+    Returns:
+      A function giving "top1" and "top5" (fractions), "loss" (mean cross-entropy) and "count".
+    """
+    eval_step = jax.jit(make_eval_step(graphdef), donate_argnums=2)
+
+    def evaluate(params: parameters.Params) -> dict[str, float]:
+        sums = jax.device_put(zero_sums(), parallel.replicated(mesh))
+        for batch in batches:
+            sums = eval_step(params, parallel.to_global(mesh, batch), sums)
+        totals = {name: value.item() for name, value in jax.device_get(sums).items()}
+        count = totals.pop("count")
+        return {name: total / count for name, total in totals.items()} | {"count": count}
+
+    return evaluate
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """On what and how weights are evaluated.
+
+    Attributes:
+      data: a data set of `data.sources.open_source`, its `split` and `data_dir`.
+      crop: of `data.images.PROTOCOLS`.
+      dtype: what the arithmetic runs in, "float32" or "bfloat16".
+    """
+
+    data: str = "imagenet2012"
+    split: str = "validation"
+    data_dir: str | None = None
+    crop: str = "deit"
+    dtype: str = "float32"
+
+
+def recorded_protocol(weights: str | os.PathLike[str]) -> Protocol:
+    """How the weights were evaluated in training: their card says; ImageNet where none does.
+
+    Raises:
+      ValueError: weights that cannot be read.
+    """
+    card = files.read(weights).card or {}
+    return Protocol(**card.get("evaluation", {}))
+
+
+def protocol_of(config: TrainConfig) -> dict[str, Any]:
+    """What the card of a run's weights records of its evaluation."""
+    return dataclasses.asdict(
+        Protocol(
+            data=config.data.name,
+            split=config.data.eval_split,
+            data_dir=config.data.data_dir,
+            crop=config.data.eval_protocol,
+            dtype=config.model.dtype,
+        )
+    )
+
+
+def evaluate_weights(
+    weights: str | os.PathLike[str],
+    *,
+    model: str | None = None,
+    protocol: Protocol,
+    batch_size: int = 256,
+    image_size: tuple[int, int] | None = None,
+) -> dict[str, Any]:
+    """Accuracy of a run directory or a weights file on a data set.
+
+    Args:
+      weights: anything `create_model` takes.
+      model: a name of the zoo; None for the one the card or the shapes tell.
+      protocol: data and crop.
+      batch_size: images per step over all devices, rounded up to a multiple of their number.
+      image_size: height and width, None for the model's own; positions are resized.
+
+    Returns:
+      "model", "parameters", "data", "crop", "count", "top1", "top5" (fractions), "loss", "seconds".
+
+    Raises:
+      ValueError: weights that do not fit, data that is not there.
+    """
+    file = files.read(weights)
+    name, config = _identify(file, model)
+    if image_size is not None:
+        config = dataclasses.replace(config, image_size=image_size)
+    check_protocol(protocol.crop)
+    source = open_source(protocol.data, protocol.split, protocol.data_dir)
+    if config.num_classes < source.num_classes:
+        raise ValueError(
+            f"{weights} tells {config.num_classes} classes apart, {source.name} has "
+            f"{source.num_classes}"
+        )
+    graphdef, _ = zoo.abstract(config, dtype=jnp.dtype(protocol.dtype))
+    mesh = parallel.make_mesh()
+    params = jax.device_put(load.fit(file, config), parallel.replicated(mesh))
+    batches = eval_batches(
+        source,
+        image_size=config.image_size,
+        batch_size=-(-batch_size // jax.device_count()) * jax.device_count(),
+        protocol=protocol.crop,
+        reading=Reading(process=jax.process_index(), processes=jax.process_count()),
+    )
+    began = time.monotonic()
+    metrics = make_evaluator(graphdef, mesh, batches)(params)
+    return {
+        "model": name,
+        "parameters": parameters.count(params),
+        "data": source.name,
+        "crop": protocol.crop,
+        **metrics,
+        "seconds": time.monotonic() - began,
+    }
+
+
+def _identify(file: files.WeightFile, model: str | None) -> tuple[str, Any]:
+    """Name and configuration of the model that a file's weights are of."""
+    if file.card is not None and model in (None, file.card["model"]):
+        return file.card["model"], card_config(file.card)
+    names = [model] if model else load.fitting_models(file)
+    if len(names) != 1:
+        raise ValueError(
+            f"{file.source} fits {', '.join(names) or 'no model'}: name one with --model"
+        )
+    return names[0], zoo.model_config(names[0])

@@ -7,6 +7,7 @@ through a `Recorder`. Parameters are float32; `dtype` is what the arithmetic run
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,9 @@ from jax.typing import DTypeLike
 from pit_jax.errors import suggestion
 from pit_jax.models.attention import attention, attention_weights, weighted_values
 from pit_jax.models.initializers import LinearInit
+
+# What a model gives: logits (B, K), or in training those of both heads of a distilled one.
+Logits = jax.Array | tuple[jax.Array, jax.Array]
 
 LAYER_NORM_EPSILON = 1e-6
 
@@ -91,6 +95,16 @@ def check_images(images: jax.Array, expected: tuple[int, int, int]) -> None:
             f"expected normalised floating-point images, found {images.dtype}: scale to [0, 1], "
             "subtract the mean and divide by the standard deviation first"
         )
+
+
+class FeatureInfo(NamedTuple):
+    """One map of a model's `features`: its stride in image pixels, its channels, its height and
+    width.
+    """
+
+    stride: int
+    channels: int
+    grid: tuple[int, int]
 
 
 class Recorder:

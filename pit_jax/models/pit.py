@@ -6,7 +6,7 @@ distilled), C channels, K classes.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,8 @@ from pit_jax.models.initializers import normal, torch_default_init
 from pit_jax.models.layers import (
     Block,
     DropRates,
+    FeatureInfo,
+    Logits,
     Recorder,
     check_images,
     dropout,
@@ -128,17 +130,6 @@ class Stage(nnx.Module):
             x_bnc = getattr(self, f"block{index}")(x_bnc, key, record, f"{name}/block{index}")
         tokens_btc, flat = x_bnc[:, :class_tokens], x_bnc[:, class_tokens:]
         return tokens_btc, flat.reshape(batch, height, width, channels)
-
-
-class FeatureInfo(NamedTuple):
-    """One map of `PiT.features`: its stride in image pixels, its channels, its height and width."""
-
-    stride: int
-    channels: int
-    grid: tuple[int, int]
-
-
-Logits = jax.Array | tuple[jax.Array, jax.Array]
 
 
 class PiT(nnx.Module):

@@ -1,0 +1,125 @@
+"""Converts weights between torch files and ours.
+
+pit-convert --model=pit_s --input=pit_s_809.pth --output=pit_s.safetensors
+pit-convert --input=hf:timm/pit_s_224.in1k --output=pit_s.safetensors --verify
+pit-convert --input=pit_s.safetensors --output=pit_s.pth --to=torch --layout=official
+"""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from pit_jax.weights import files
+from pit_jax.weights.cards import make_card
+from pit_jax.weights.load import HEAD_CHOICES, fit, to_torch
+from pit_jax.weights.match import compare, identify
+from pit_jax.weights.verify import agrees, verify
+
+PROGRAM = "pit-convert"
+FAILED_VERIFICATION = 1
+ERROR = 2
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong flag in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; --help lists the flags")
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Converts as the command line says.
+
+    Returns:
+      0, or 1 where --verify finds a difference, or 2 after an error, which is said on stderr;
+      nothing is written but in the first case.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    try:
+        return convert(_parser().parse_args(arguments), shlex.join([PROGRAM, *arguments]))
+    except (ValueError, OSError) as error:
+        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        return ERROR
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog=PROGRAM,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--model", help="a name of pit_jax.list_models(); told from the file where only one fits")
+    add("--input", required=True, help="a file, a directory of ours, or hf:owner/name[@revision]")
+    add("--output", required=True, type=Path, help="the file to write")
+    add("--to", default="jax", choices=("jax", "torch"), help="whose file to write")
+    add("--layout", choices=("official", "timm"), help="names of a torch file (default: official)")
+    add("--image_size", type=_image_size, help="SIZE or HEIGHT,WIDTH (default: the file's)")
+    add("--num_classes", type=int, help="classes of the output (default: the file's)")
+    add("--head", default="load", choices=HEAD_CHOICES, help="new: fresh, where classes differ")
+    add("--verify", action="store_true", help="compare with timm's model before writing")
+    return parser
+
+
+def _image_size(text: str) -> tuple[int, int]:
+    try:
+        height, width = (
+            int(part) for part in (text if "," in text else f"{text},{text}").split(",")
+        )
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected SIZE or HEIGHT,WIDTH, found {text!r}") from None
+    return height, width
+
+
+def convert(args: argparse.Namespace, command: str) -> int:
+    """Reads, fits, verifies if asked to, writes, and prints the card."""
+    layout = _check_output(args)
+    file = files.read(args.input)
+    name, config = identify(
+        file, args.model, image_size=args.image_size, num_classes=args.num_classes
+    )
+    params = fit(file, config, head=args.head)
+    card = make_card(
+        name,
+        config,
+        source=file.source,
+        sha256=file.sha256,
+        layout=compare(file, config).layout,
+        command=command,
+        torch_version=file.torch_version,
+        parent=file.card,
+    )
+    if args.verify:
+        differences = verify(file, config, params)
+        print(f"largest differences from timm's {name} on the same weights and images:")
+        for difference in differences:
+            print(f"  {difference}")
+        if not agrees(differences):
+            print(f"{PROGRAM}: the logits differ; nothing is written", file=sys.stderr)
+            return FAILED_VERIFICATION
+    if args.to == "torch":
+        files.write_torch(args.output, to_torch(params, config, layout), card)
+    else:
+        files.write_weights(args.output, params, card)
+    print(json.dumps(card, indent=2))
+    print(f"wrote {args.output}")
+    return 0
+
+
+def _check_output(args: argparse.Namespace) -> str:
+    """Refuses an output that could not be written in the end; the layout of a torch file."""
+    if args.to != "torch" and args.layout:
+        raise ValueError("--layout is of torch files: add --to=torch")
+    folder = args.output.parent
+    if not folder.is_dir() or args.output.is_dir():
+        raise ValueError(f"--output={args.output} is no file in an existing directory")
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"--output={args.output}: the directory {folder} is not writable")
+    files.check_suffix(args.output, torch=args.to == "torch")
+    return args.layout or "official"

@@ -1,0 +1,60 @@
+"""A model by name, fresh or with weights."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from pit_jax.models import params as parameters
+from pit_jax.models import zoo
+from pit_jax.weights.files import Source
+from pit_jax.weights.load import load_weights
+from pit_jax.weights.match import abstract_model
+
+
+def create_model(
+    name: str,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    num_classes: int = 1000,
+    weights: Source | None = None,
+    head: str = "load",
+    seed: int = 0,
+    dtype: DTypeLike = jnp.float32,
+    drop_path_rate: float = 0.0,
+    **overrides: Any,
+) -> zoo.Model:
+    """Builds a model by name, and fills it with weights.
+
+    Args:
+      name: a row of `list_models()`.
+      image_size: an int, or (height, width); None for the row's own. The positions of weights for
+        another size are resized.
+      num_classes: of the head; 0 for a model that returns pooled features.
+      weights: path of a .safetensors file, a torch checkpoint in official or timm names or a
+        directory of ours, or "hf:owner/name[@revision]"; None for a freshly initialised model.
+      head: "load", or "new" to take a fresh head where that of `weights` has another number of
+        classes.
+      seed: of whatever is freshly initialised.
+      dtype: of the arithmetic; parameters are float32.
+      drop_path_rate: of stochastic depth in training.
+      **overrides: any other field of the configuration.
+
+    Returns:
+      A module to call as `model(images)`, with images (B, H, W, 3), floating and normalised.
+
+    Raises:
+      ValueError: an unknown name or option, with the closest right one; weights that cannot be read
+        or do not fit, with everything that does not.
+    """
+    config = zoo.model_config(
+        name,
+        image_size=image_size,
+        num_classes=num_classes,
+        drop_path_rate=drop_path_rate,
+        **overrides,
+    )
+    if weights is None:
+        return zoo.build(config, dtype=dtype, seed=seed)
+    params = load_weights(weights, config, head=head, seed=seed)
+    return parameters.merge(abstract_model(config, jnp.dtype(dtype))[0], params)

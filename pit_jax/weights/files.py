@@ -1,0 +1,311 @@
+"""Weight files: what they hold is told from their content, and they are written whole or not at
+all.
+
+Reads a `.safetensors` file (ours or torch's, without torch), a torch checkpoint (with
+`weights_only=True`), a directory of ours, and "hf:owner/name". Writes the first two.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from pit_jax.models import params as parameters
+from pit_jax.models import zoo
+from pit_jax.weights import hub
+from pit_jax.weights.cards import Card, make_card
+
+Source = str | os.PathLike[str]
+
+# The file of a directory of ours, as on the hub.
+DIRECTORY_FILE = "model.safetensors"
+
+# Key of the card, as JSON, in the header of a .safetensors file.
+CARD_KEY = "pit_jax"
+
+SAFETENSORS_SUFFIX = ".safetensors"
+TORCH_SUFFIXES = (".pth", ".pt", ".bin")
+
+# Layers around the entries of a state dict that are taken off, from the outside in.
+WRAPPERS = ("model", "state_dict")
+PREFIX = "module."  # of torch's data-parallel wrappers
+
+_NUMPY_TYPES = {
+    "BF16": np.dtype(jnp.bfloat16),
+    "F16": np.dtype(np.float16),
+    "F32": np.dtype(np.float32),
+    "F64": np.dtype(np.float64),
+    "I8": np.dtype(np.int8),
+    "I16": np.dtype(np.int16),
+    "I32": np.dtype(np.int32),
+    "I64": np.dtype(np.int64),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightFile:
+    """The content of a source of weights.
+
+    Attributes:
+      tensors: arrays by the names they are stored under; floating ones as float32.
+      source: what was read; for the hub with its commit.
+      sha256: of the file, in hexadecimal; None for a directory of checkpoints.
+      card: of a file of ours.
+      torch_version: of the torch that read it; None if none was needed.
+    """
+
+    tensors: dict[str, np.ndarray]
+    source: str
+    sha256: str | None = None
+    card: Card | None = None
+    torch_version: str | None = None
+
+
+def read(source: Source) -> WeightFile:
+    """Reads weights from wherever they are.
+
+    Args:
+      source: path of a .safetensors file, a torch checkpoint or a directory of ours, or
+        "hf:owner/name[@revision]".
+
+    Raises:
+      ValueError: nothing there, a truncated file, a file that is no checkpoint, a checkpoint of
+        other Python objects, a torch checkpoint without torch installed.
+    """
+    if isinstance(source, str) and source.startswith(hub.PREFIX):
+        path, name = hub.download(source.removeprefix(hub.PREFIX))
+        return dataclasses.replace(_read_file(path), source=name)
+    path = Path(source)
+    if path.is_dir():
+        return read_run_directory(path)
+    if not path.is_file():
+        raise ValueError(
+            f"there is no file or directory {str(source)!r}; a model on the hub is written "
+            f"{hub.PREFIX}owner/name"
+        )
+    return _read_file(path)
+
+
+def read_run_directory(path: Path) -> WeightFile:
+    """Reads a directory of ours: its model.safetensors, or the checkpoints of a training run.
+
+    A finished run leaves the former; of an unfinished one the latest checkpoint is taken.
+
+    Raises:
+      ValueError: a directory with neither.
+    """
+    if (path / DIRECTORY_FILE).is_file():
+        return dataclasses.replace(_read_file(path / DIRECTORY_FILE), source=str(path))
+    from pit_jax.training import checkpoints
+
+    params, model = checkpoints.restore_params(path)
+    config = zoo.model_config(model["name"], **model["options"])
+    tensors = {
+        name: np.asarray(value, np.float32) for name, value in parameters.flatten(params).items()
+    }
+    return WeightFile(tensors, str(path), card=make_card(model["name"], config, source=str(path)))
+
+
+def read_card(path: Source) -> Card:
+    """The card of a weights file or directory of ours: model, options, image size, classes, source.
+
+    Raises:
+      ValueError: a file without a card, which is one that this package did not write.
+    """
+    card = read(path).card
+    if card is None:
+        raise ValueError(f"{path} carries no card: it was not written by pit_jax")
+    return card
+
+
+def write_weights(path: Source, params: Mapping[str, Any], card: Card) -> None:
+    """Writes parameters under their paths, float32, with their card, as .safetensors.
+
+    Args:
+      path: the file, ending in .safetensors; replaced as a whole.
+      params: nested dict of arrays.
+      card: from `make_card`.
+
+    Raises:
+      ValueError: another suffix, or parameters that are not floating point.
+    """
+    path = Path(path)
+    check_suffix(path, torch=False)
+    flat = {name: np.asarray(value) for name, value in parameters.flatten(params).items()}
+    for name, value in flat.items():
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            raise ValueError(f"expected floating-point parameters, {name} is {value.dtype}")
+    replace_file(path, _safetensors_bytes(flat, card))
+
+
+def write_torch(path: Source, state: Mapping[str, np.ndarray], card: Card) -> None:
+    """Writes a torch state dict: by torch.save for .pth, .pt and .bin, or as .safetensors.
+
+    Only the latter has room for the card; a .pth file holds the flat state dict and nothing else.
+
+    Raises:
+      ValueError: another suffix; torch.save without torch installed.
+    """
+    path = Path(path)
+    check_suffix(path, torch=True)
+    if path.suffix == SAFETENSORS_SUFFIX:
+        replace_file(path, _safetensors_bytes(state, card))
+        return
+    torch = import_torch(f"writing {path.suffix} files")
+    # A copy, since torch shares memory with the arrays and they may be read-only.
+    tensors = {name: torch.from_numpy(np.array(value, np.float32)) for name, value in state.items()}
+    buffer = io.BytesIO()
+    torch.save(tensors, buffer)
+    replace_file(path, buffer.getvalue())
+
+
+def check_suffix(path: Path, *, torch: bool) -> None:
+    """Refuses a file name whose ending does not say one of the formats we, or torch, write."""
+    suffixes = (*TORCH_SUFFIXES, SAFETENSORS_SUFFIX) if torch else (SAFETENSORS_SUFFIX,)
+    if path.suffix not in suffixes:
+        raise ValueError(
+            f"expected a file name that ends in {' or '.join(suffixes)}, found {str(path)!r}"
+        )
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Puts `content` at `path` in one step: a reader sees the old file or the whole new one."""
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with open(partial, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def import_torch(purpose: str) -> Any:
+    """The torch module, or an error that says what needs it."""
+    try:
+        import torch
+    except ImportError as error:
+        raise ValueError(
+            f"{purpose} needs PyTorch: pip install 'pit-jax[torch]', or use .safetensors files"
+        ) from error
+    return torch
+
+
+def _safetensors_bytes(tensors: Mapping[str, np.ndarray], card: Card) -> bytes:
+    # The library writes memory as it lies, so a transposed view has to be laid out first.
+    dense = {name: np.ascontiguousarray(value, np.float32) for name, value in tensors.items()}
+    # A single metadata key: the library writes several in no particular order.
+    return safetensors.numpy.save(dense, {CARD_KEY: json.dumps(card)})
+
+
+def _read_file(path: Path) -> WeightFile:
+    with open(path, "rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+        start = file.read(256)
+    # A .safetensors file starts with the length of its JSON header; torch writes zip archives, and
+    # before torch 1.6 wrote pickles of protocol 2.
+    if start[8:9] == b"{":
+        tensors, card = _read_safetensors(path)
+        return WeightFile(tensors, str(path), sha256, card)
+    if start.startswith((b"PK\x03\x04", b"\x80\x02")):
+        tensors, version = _read_torch(path)
+        return WeightFile(tensors, str(path), sha256, torch_version=version)
+    raise ValueError(
+        f"{path} is no weights file: expected a .safetensors file or a torch checkpoint, found "
+        f"{_describe(start)}"
+    )
+
+
+def _describe(start: bytes) -> str:
+    """What a file that is no checkpoint seems to be instead, from its first bytes."""
+    text = start.lstrip().lower()
+    if not start:
+        return "an empty file"
+    if text.startswith((b"<!doctype", b"<html")):
+        return "a web page, as downloads leave behind that ask for a confirmation"
+    if text.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer; fetch the content with `git lfs pull`"
+    return f"a file that starts with {start[:8]!r}"
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], Card | None]:
+    content = path.read_bytes()
+    try:
+        entries = safetensors.deserialize(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        card = json.loads(header.get("__metadata__", {}).get(CARD_KEY, "null"))
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} is a damaged or truncated .safetensors file: {error}") from error
+    tensors = {}
+    for name, entry in sorted(entries):
+        if entry["dtype"] not in _NUMPY_TYPES:
+            raise ValueError(f"{path}: {name} is of the unsupported type {entry['dtype']}")
+        value = np.frombuffer(entry["data"], _NUMPY_TYPES[entry["dtype"]])
+        tensors[name] = _as_float32(value.reshape(entry["shape"]))
+    return tensors, card
+
+
+def _as_float32(value: np.ndarray) -> np.ndarray:
+    """Floating-point values in float32, which holds bfloat16 and float16 exactly; others as is."""
+    return value.astype(np.float32) if jnp.issubdtype(value.dtype, jnp.floating) else value
+
+
+def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], str]:
+    torch = import_torch(f"reading {path}, a torch checkpoint,")
+    try:
+        # Training scripts store their argparse options beside the weights; those run no code.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever its unpickler stumbles over
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"{path} cannot be read as a torch checkpoint of tensors: it is truncated, damaged, or "
+            f"holds other Python objects (then save the model's state_dict() instead); torch says: "
+            f"{reason}"
+        ) from error
+    state = _unwrap(content, path)
+    tensors = {}
+    for name, value in state.items():
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(
+                f"{path}: expected tensors only, the entry {name!r} is of type "
+                f"{type(value).__name__}"
+            )
+        plain = value.detach()
+        tensors[name] = (plain.float() if plain.is_floating_point() else plain).numpy()
+    return tensors, str(torch.__version__)
+
+
+def _unwrap(content: Any, path: Path) -> dict[str, Any]:
+    """The state dict of a checkpoint, out of its wrappers and without the data-parallel prefix."""
+    while isinstance(content, Mapping):
+        inner = [key for key in WRAPPERS if isinstance(content.get(key), Mapping)]
+        if not inner:
+            break
+        content = content[inner[0]]
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path}: expected a state dict, found {type(content).__name__}")
+    if not any(hasattr(value, "shape") for value in content.values()):
+        raise ValueError(
+            f"{path}: expected a state dict, or one under {' or '.join(map(repr, WRAPPERS))}; "
+            f"found {', '.join(map(repr, content)) or 'nothing'}"
+        )
+    names = {str(name): value for name, value in content.items()}
+    if all(name.startswith(PREFIX) for name in names):
+        names = {name.removeprefix(PREFIX): value for name, value in names.items()}
+    return names

@@ -1,0 +1,288 @@
+"""Which entry of a torch state dict is which parameter here: one declarative table per family.
+
+A row names a parameter, its name in every torch layout, and the order of the torch axes that makes
+our axes. A row does nothing but permute axes, so its inverse is exact, and a table read from right
+to left writes the torch file. A further family is a further function from its configuration to a
+`Table`, entered in `TABLES`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from pit_jax.errors import suggestion
+from pit_jax.models.config import PiTConfig, ViTConfig
+from pit_jax.models.convnet_config import RegNetConfig, ResNetConfig
+from pit_jax.models.params import BATCH_STATS
+
+Shape = tuple[int, ...]
+
+# The layout of our own files: entries under the parameters' paths, axes as in the modules.
+OURS = "pit_jax"
+
+# Orders of torch's axes; () leaves them alone.
+LINEAR = (1, 0)  # (out, in) -> (in, out)
+CONVOLUTION = (2, 3, 1, 0)  # (out, in / groups, height, width) -> (height, width, in, out)
+MAP = (0, 2, 3, 1)  # (B, C, H, W) -> (B, H, W, C)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One parameter: our `path`, its torch `names` by layout, and torch's axes in our order."""
+
+    path: str
+    names: Mapping[str, str]
+    axes: tuple[int, ...] = ()
+
+    def name(self, layout: str) -> str:
+        """What a file of this layout calls the parameter."""
+        return self.path if layout == OURS else self.names[layout]
+
+    def read(self, value: np.ndarray, layout: str) -> np.ndarray:
+        """Our array, from a file's."""
+        return value.transpose(self.axes) if self.axes and layout != OURS else value
+
+    def write(self, value: np.ndarray, layout: str) -> np.ndarray:
+        """A file's array, from ours; the inverse of `read`."""
+        return value.transpose(self._inverse) if self.axes and layout != OURS else value
+
+    def file_shape(self, shape: Shape, layout: str) -> Shape:
+        """The shape in a file of a parameter that has `shape` here."""
+        if not self.axes or layout == OURS:
+            return shape
+        return tuple(shape[axis] for axis in self._inverse)
+
+    def our_shape(self, shape: Shape, layout: str) -> Shape:
+        """The shape here of a parameter that has `shape` in a file; the inverse of `file_shape`."""
+        if len(shape) != len(self.axes) or layout == OURS:
+            return shape
+        return tuple(shape[axis] for axis in self.axes)
+
+    @property
+    def _inverse(self) -> tuple[int, ...]:
+        return tuple(self.axes.index(axis) for axis in range(len(self.axes)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The rows of one architecture, in the order of a state dict of the first layout.
+
+    Attributes:
+      layouts: names of the torch layouts every row has a name in.
+      body: a row per parameter, but for the heads'.
+      head: the rows of the classifiers, kernel and bias of the class token's first; also of a
+        configuration without classes, to know a head where there should be none.
+      position: path of the map of positions (1, H, W, C) that follows the image size, if any.
+    """
+
+    layouts: tuple[str, ...]
+    body: tuple[Row, ...]
+    head: tuple[Row, ...]
+    position: str | None
+
+    def by_name(self, layout: str, *, with_head: bool = True) -> dict[str, Row]:
+        """The rows under what a file of this layout calls them."""
+        return {row.name(layout): row for row in self.body + (self.head if with_head else ())}
+
+    def ignored(self, layout: str) -> set[str]:
+        """What files of a torch layout may hold and nothing is computed with: how many batches a
+        batch normalisation has seen. Nothing is written for it; torch then starts from 0.
+        """
+        means = (name for name in self.by_name(layout) if name.endswith("running_mean"))
+        return {f"{name.removesuffix('running_mean')}num_batches_tracked" for name in means}
+
+    def recognise(self, names: Iterable[str]) -> str:
+        """The layout that most of a file's `names` belong to."""
+        names = set(names)
+        known = {
+            layout: len(names & self.by_name(layout).keys()) for layout in (*self.layouts, OURS)
+        }
+        return max(known, key=lambda layout: known[layout])
+
+    def check_layout(self, layout: str) -> None:
+        """Refuses a torch layout that the family does not have."""
+        if layout not in self.layouts:
+            raise ValueError(
+                f"unknown layout {layout!r}{suggestion(layout, self.layouts)}; there are "
+                f"{', '.join(self.layouts)}"
+            )
+
+
+def _module(
+    path: str, names: Mapping[str, str], axes: tuple[int, ...], kernel: str
+) -> tuple[Row, ...]:
+    """Weight and bias of one torch module; the weight is called `kernel` here."""
+    return (
+        Row(f"{path}/{kernel}", {layout: f"{name}.weight" for layout, name in names.items()}, axes),
+        Row(f"{path}/bias", {layout: f"{name}.bias" for layout, name in names.items()}),
+    )
+
+
+def linear(path: str, **names: str) -> tuple[Row, ...]:
+    """A linear layer; `names` gives its torch module by layout."""
+    return _module(path, names, LINEAR, "kernel")
+
+
+def convolution(path: str, **names: str) -> tuple[Row, ...]:
+    """A convolution with bias, grouped or not; `names` gives its torch module by layout."""
+    return _module(path, names, CONVOLUTION, "kernel")
+
+
+def layer_norm(path: str, **names: str) -> tuple[Row, ...]:
+    """A LayerNorm; `names` gives its torch module by layout."""
+    return _module(path, names, (), "scale")
+
+
+def batch_norm(path: str, **names: str) -> tuple[Row, ...]:
+    """A batch normalisation and its running statistics; `names` gives its torch module by layout.
+
+    The count of batches is no row: `Table.ignored`.
+    """
+    statistics = (
+        Row(
+            f"{BATCH_STATS}/{path}/{ours}",
+            {layout: f"{name}.{theirs}" for layout, name in names.items()},
+        )
+        for ours, theirs in (("mean", "running_mean"), ("var", "running_var"))
+    )
+    return (*_module(path, names, (), "scale"), *statistics)
+
+
+def bare_convolution(path: str, **names: str) -> tuple[Row, ...]:
+    """A convolution without bias, grouped or not; `names` gives its torch module by layout."""
+    return convolution(path, **names)[:1]
+
+
+def _transformer_block(path: str, name: str) -> tuple[Row, ...]:
+    def both(part: str) -> dict[str, str]:
+        return {"official": f"{name}.{part}", "timm": f"{name}.{part}"}
+
+    return (
+        *layer_norm(f"{path}/norm1", **both("norm1")),
+        *linear(f"{path}/attention/qkv", **both("attn.qkv")),
+        *linear(f"{path}/attention/proj", **both("attn.proj")),
+        *layer_norm(f"{path}/norm2", **both("norm2")),
+        *linear(f"{path}/mlp/fc1", **both("mlp.fc1")),
+        *linear(f"{path}/mlp/fc2", **both("mlp.fc2")),
+    )
+
+
+def pit_table(config: PiTConfig) -> Table:
+    """PiT in the layouts of its authors ("official") and of timm.
+
+    The two differ in one thing: a pooling belongs to the network (`pools.0`) there, and to the
+    stage after it (`transformers.1.pool`) here.
+    """
+    rows = [
+        Row("embedding/position", {"official": "pos_embed", "timm": "pos_embed"}, MAP),
+        Row("class_token", {"official": "cls_token", "timm": "cls_token"}),
+        *convolution("embedding/conv", official="patch_embed.conv", timm="patch_embed.conv"),
+    ]
+    for stage, depth in enumerate(config.depths):
+        for block in range(depth):
+            rows += _transformer_block(
+                f"stage{stage}/block{block}", f"transformers.{stage}.blocks.{block}"
+            )
+    for pool in range(len(config.depths) - 1):
+        official, timm = f"pools.{pool}", f"transformers.{pool + 1}.pool"
+        rows += convolution(f"pool{pool}/conv", official=f"{official}.conv", timm=f"{timm}.conv")
+        rows += linear(f"pool{pool}/fc", official=f"{official}.fc", timm=f"{timm}.fc")
+    rows += layer_norm("norm", official="norm", timm="norm")
+    head = linear("head", official="head", timm="head")
+    if config.distilled:
+        head += linear("head_distillation", official="head_dist", timm="head_dist")
+    return Table(("official", "timm"), tuple(rows), head, "embedding/position")
+
+
+def vit_table(config: ViTConfig) -> Table:
+    """ViT and DeiT in the layouts of DeiT's authors ("official") and of timm, which are one.
+
+    Positions are a sequence that includes the class tokens, and are not resized.
+    """
+
+    def both(name: str) -> dict[str, str]:
+        return {"official": name, "timm": name}
+
+    rows = [Row("class_token", both("cls_token")), Row("position", both("pos_embed"))]
+    if config.distilled:
+        rows.append(Row("distillation_token", both("dist_token")))
+    rows += convolution("embedding/conv", **both("patch_embed.proj"))
+    for block in range(config.depth):
+        rows += _transformer_block(f"block{block}", f"blocks.{block}")
+    rows += layer_norm("norm", **both("norm"))
+    head = linear("head", **both("head"))
+    if config.distilled:
+        head += linear("head_distillation", **both("head_dist"))
+    return Table(("official", "timm"), tuple(rows), head, None)
+
+
+def resnet_table(config: ResNetConfig) -> Table:
+    """ResNet in the layouts of torchvision and of timm, which are one."""
+
+    def both(name: str) -> dict[str, str]:
+        return {"torchvision": name, "timm": name}
+
+    def conv_norm(path: str, conv: str, norm: str) -> tuple[Row, ...]:
+        return bare_convolution(f"{path}/conv", **both(conv)) + batch_norm(
+            f"{path}/norm", **both(norm)
+        )
+
+    rows = [*conv_norm("stem", "conv1", "bn1")]
+    for stage, depth in enumerate(config.depths):
+        for block in range(depth):
+            path, name = f"stage{stage}/block{block}", f"layer{stage + 1}.{block}"
+            for part in (1, 2, 3):
+                rows += conv_norm(f"{path}/conv{part}", f"{name}.conv{part}", f"{name}.bn{part}")
+            if config.pooling and block == 0:
+                down = f"{name}.downsample"
+                rows += conv_norm(f"{path}/downsample", f"{down}.0", f"{down}.1")
+    return Table(("torchvision", "timm"), tuple(rows), linear("head", **both("fc")), None)
+
+
+def regnet_table(config: RegNetConfig) -> Table:
+    """RegNetY in the layouts of timm, which is that of DeiT's teacher, and of torchvision."""
+
+    def conv_norm(path: str, timm: str, torchvision: str) -> tuple[Row, ...]:
+        return bare_convolution(
+            f"{path}/conv", timm=f"{timm}.conv", torchvision=f"{torchvision}.0"
+        ) + batch_norm(f"{path}/norm", timm=f"{timm}.bn", torchvision=f"{torchvision}.1")
+
+    rows = [*conv_norm("stem", "stem", "stem")]
+    for stage, depth in enumerate(config.depths, start=1):
+        for block in range(depth):
+            path, timm = f"stage{stage - 1}/block{block}", f"s{stage}.b{block + 1}"
+            torchvision = f"trunk_output.block{stage}.block{stage}-{block}"
+            rows += conv_norm(f"{path}/conv1", f"{timm}.conv1", f"{torchvision}.f.a")
+            rows += conv_norm(f"{path}/conv2", f"{timm}.conv2", f"{torchvision}.f.b")
+            for part in ("fc1", "fc2"):
+                rows += convolution(
+                    f"{path}/se/{part}",
+                    timm=f"{timm}.se.{part}",
+                    torchvision=f"{torchvision}.f.se.{part}",
+                )
+            rows += conv_norm(f"{path}/conv3", f"{timm}.conv3", f"{torchvision}.f.c")
+            if block == 0:
+                rows += conv_norm(f"{path}/downsample", f"{timm}.downsample", f"{torchvision}.proj")
+    head = linear("head", timm="head.fc", torchvision="fc")
+    return Table(("timm", "torchvision"), tuple(rows), head, None)
+
+
+TABLES: dict[type, Callable[[Any], Table]] = {
+    PiTConfig: pit_table,
+    ViTConfig: vit_table,
+    ResNetConfig: resnet_table,
+    RegNetConfig: regnet_table,
+}
+
+
+def table_of(config: Any) -> Table:
+    """The table of a configuration, by its type.
+
+    Raises:
+      ValueError: a family without a table.
+    """
+    if type(config) not in TABLES:
+        raise ValueError(f"{type(config).__name__} has no table of torch names")
+    return TABLES[type(config)](config)

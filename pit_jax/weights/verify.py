@@ -1,0 +1,182 @@
+"""Our model beside its torch reference, on the same weights and images.
+
+Needs the `torch` extra. The reference is timm's, and takes the tensors of the file as they are,
+through timm's own renaming, so that a mistake in our tables shows.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from pit_jax.models import params as parameters
+from pit_jax.models import zoo
+from pit_jax.models.config import PiTConfig
+from pit_jax.weights.files import WeightFile, import_torch
+from pit_jax.weights.load import to_torch
+from pit_jax.weights.match import FLOAT32, abstract_model, compare, describe
+from pit_jax.weights.tables import OURS
+
+# Of logits, relative to the largest of the reference; float32 rounding stays below a tenth of it.
+TOLERANCE = 1e-4
+
+BATCH = 2
+
+_definitions: list[Any] = []  # torch forgets operators whose library is collected
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """Largest difference of an output, and relative to the reference's largest magnitude."""
+
+    name: str
+    absolute: float
+    relative: float
+
+    def __str__(self) -> str:
+        return f"{self.name:<12} {self.absolute:9.2e} absolute  {self.relative:9.2e} relative"
+
+
+def verify(
+    file: WeightFile, config: zoo.ModelConfig, params: Mapping[str, Any]
+) -> list[Difference]:
+    """Runs a fixed batch through timm's model with a file's tensors and ours with `params`.
+
+    Both run in float32, ours at the highest matmul precision.
+
+    Args:
+      file: what `params` were read from.
+      config: of our model.
+      params: nested dict of arrays that fits `config`.
+
+    Returns:
+      Differences of every stage's map, then of the logits.
+
+    Raises:
+      ValueError: torch or timm missing; a file that timm does not accept.
+    """
+    torch = import_torch("verifying")
+    height, width = config.image_size
+    images = np.random.RandomState(0).standard_normal((BATCH, height, width, config.in_channels))
+    images = images.astype(np.float32)
+
+    model = reference_model(config)
+    _load_reference(model, file, config, params)
+    with torch.no_grad():
+        batch = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+        maps = model.forward_intermediates(batch, intermediates_only=True)
+        expected = {
+            f"stage{index}/map": maps_bchw.permute(0, 2, 3, 1).numpy()
+            for index, maps_bchw in enumerate(maps)
+        }
+        expected["logits"] = model(batch).numpy()
+
+    graphdef, _ = abstract_model(config, FLOAT32)
+
+    @jax.jit
+    def run(params: parameters.Params, images: jax.Array) -> dict[str, jax.Array]:
+        logits, captured = parameters.merge(graphdef, params)(images, capture=("stages",))
+        return {**captured, "logits": logits}
+
+    with jax.default_matmul_precision("highest"):
+        found = jax.device_get(run(dict(params), images))
+    return [_difference(name, found[name], value) for name, value in expected.items()]
+
+
+def agrees(differences: list[Difference]) -> bool:
+    """Whether the logits are within `TOLERANCE`; not when either side has one that is no number."""
+    return all(item.relative <= TOLERANCE for item in differences if item.name == "logits")
+
+
+def import_timm() -> Any:
+    """The timm module, beside a torchvision with or without its compiled operators.
+
+    A torchvision built for CUDA cannot load them beside a CPU torch, and then refuses to be
+    imported for want of two operator names. The models use neither; declared, they are enough.
+
+    Raises:
+      ValueError: timm or torch is not installed.
+    """
+    torch = import_torch("verifying")
+    try:
+        try:
+            import timm
+        except RuntimeError as error:
+            if "torchvision::nms" not in str(error):
+                raise
+            library = torch.library.Library("torchvision", "DEF")
+            for operator in ("nms", "qnms"):
+                library.define(
+                    f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+                )
+            _definitions.append(library)
+            import timm
+    except ImportError as error:
+        raise ValueError("verifying needs timm: pip install 'pit-jax[torch]'") from error
+    return timm
+
+
+def reference_model(config: zoo.ModelConfig) -> Any:
+    """timm's module of a configuration, in evaluation mode, with weights of its own.
+
+    Raises:
+      ValueError: a family other than PiT, or timm is not installed.
+    """
+    if not isinstance(config, PiTConfig):
+        raise ValueError(f"there is no torch reference of {describe(config)} to verify against")
+    import_timm()
+    from timm.models import pit
+
+    options: dict[str, Any] = {
+        "img_size": config.image_size,
+        "patch_size": config.patch_size,
+        "stride": config.stride,
+        "base_dims": [
+            width // heads for width, heads in zip(config.widths, config.heads, strict=True)
+        ],
+        "depth": config.depths,
+        "heads": config.heads,
+        "mlp_ratio": config.mlp_ratio,
+        "num_classes": config.num_classes,
+        "in_chans": config.in_channels,
+        "distilled": config.distilled,
+    }
+    return pit.PoolingVisionTransformer(**options).eval()
+
+
+def _load_reference(
+    model: Any, file: WeightFile, config: zoo.ModelConfig, params: Mapping[str, Any]
+) -> None:
+    """Fills timm's model from the file; what the file lacks, a fresh head, comes from `params`."""
+    torch = import_torch("verifying")
+    from timm.models import pit
+
+    comparison = compare(file, config)
+    ours = {
+        name: torch.from_numpy(np.array(value))
+        for name, value in to_torch(params, config, "timm").items()
+    }
+    if comparison.layout == OURS:
+        state = ours
+    else:
+        tensors = {name: torch.from_numpy(value.copy()) for name, value in file.tensors.items()}
+        state = pit.checkpoint_filter_fn(tensors, model)
+        if comparison.classes != config.num_classes:
+            kept = {name: value for name, value in state.items() if not name.startswith("head")}
+            state = kept | {name: ours[name] for name in ours if name.startswith("head")}
+        grid = model.pos_embed.shape[-2:]
+        if state["pos_embed"].shape[-2:] != grid:
+            state["pos_embed"] = torch.nn.functional.interpolate(
+                state["pos_embed"], size=grid, mode="bicubic", align_corners=False
+            )
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise ValueError(f"timm does not load {file.source}: {error}") from error
+
+
+def _difference(name: str, found: np.ndarray, expected: np.ndarray) -> Difference:
+    absolute = float(np.max(np.abs(found - expected)))
+    return Difference(name, absolute, absolute / (float(np.max(np.abs(expected))) or 1.0))

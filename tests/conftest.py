@@ -4,28 +4,40 @@ shapes.
 
 import importlib.util
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
 import jax
 import pytest
 
-# One compilation cache for all workers of one run, so that a model is compiled once.
-CACHE = (
-    Path(tempfile.gettempdir())
-    / f"pit_jax_test_cache_{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}"
-)
+# One cache of compiled programs and prepared data for a whole run: its workers and the programs
+# they start inherit the name from the process that began it.
+IS_FIRST = "PIT_JAX_CACHE_OF_TESTS" not in os.environ
+CACHE = os.environ.setdefault("PIT_JAX_CACHE_OF_TESTS", tempfile.mkdtemp(prefix="pit_jax_tests_"))
 
-jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_default_matmul_precision", "highest")
-jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_compilation_cache_dir", str(CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+SETTINGS = {
+    "jax_platforms": "cpu",
+    "jax_num_cpu_devices": 8,
+    "jax_default_matmul_precision": "highest",
+    "jax_numpy_rank_promotion": "raise",
+    "jax_compilation_cache_dir": f"{CACHE}/compiled",
+    "jax_persistent_cache_min_compile_time_secs": 0.3,
+}
+for name, value in SETTINGS.items():
+    jax.config.update(name, value)
+    # Programs that tests start run under the same settings, on as many devices as they ask for.
+    if name != "jax_num_cpu_devices":
+        os.environ[name.upper()] = str(value)
+os.environ["PIT_JAX_CACHE"] = CACHE
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+
+
+def pytest_sessionfinish() -> None:
+    if IS_FIRST:
+        shutil.rmtree(CACHE, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from pit_jax.models import zoo
 from pit_jax.training.state import TrainState
 
 CONFIG_FILE = "config.json"
@@ -98,16 +99,14 @@ def restore_params(run_directory: str | os.PathLike[str]) -> tuple[dict[str, Any
         raise ValueError(f"{root} is not a run directory: it has no {CONFIG_FILE}")
     model = json.loads(config_file.read_text())["model"]
     folder = (root / CHECKPOINT_FOLDER).absolute()
-    options = ocp.CheckpointManagerOptions(read_only=True)
-    with ocp.CheckpointManager(folder, options=options) as manager:
-        step = manager.latest_step() if folder.is_dir() else None
-        if step is None:
-            raise ValueError(f"{root} holds no complete checkpoint yet")
-        abstract = jax.tree.map(
-            lambda leaf: np.empty(leaf.shape, leaf.dtype),
-            dict(manager.item_metadata(step)["params"].tree),
-        )
-        restored = manager.restore(
-            step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
-        )
-    return restored["params"], model
+    steps = sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
+    if not steps:
+        raise ValueError(f"{root} holds no complete checkpoint yet")
+    _, shapes = zoo.abstract(zoo.model_config(model["name"], **model["options"]))
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes
+    )
+    with ocp.StandardCheckpointer() as checkpointer:
+        params = checkpointer.restore(folder / str(steps[-1]) / "params", target)
+    return jax.device_get(params), model

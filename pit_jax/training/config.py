@@ -157,7 +157,7 @@ def _parse_node(cls: type, values: dict[str, Any], path: str, problems: list[str
         elif _matches(value, hint):
             arguments[key] = float(value) if hint is float else value
         else:
-            expected = getattr(hint, "__name__", str(hint))
+            expected = hint.__name__ if isinstance(hint, type) else str(hint)
             problems.append(f"{name} must be {expected}, found {value!r}")
     return None if problems else cls(**arguments)
 

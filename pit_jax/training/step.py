@@ -62,7 +62,7 @@ def make_train_step(
         metrics = {
             "loss": loss,
             "top1": (logits.argmax(-1) == labels).mean(),
-            "gradient_norm": optax.global_norm(gradient),
+            "gradient_norm": optax.tree.norm(gradient),
             "learning_rate": schedule(state.step),
         }
         return TrainState(state.step + 1, params, optimizer_state), metrics

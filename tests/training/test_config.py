@@ -1,0 +1,91 @@
+"""Configurations: what is taken, what is refused, and with which words."""
+
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from pit_jax.training.config import TrainConfig, default_config, parse
+from pit_jax.training.setup import prepare
+
+
+def test_the_defaults_survive_the_round_trip():
+    assert parse(default_config()) == TrainConfig()
+
+
+def test_values_of_all_kinds_arrive(config: ConfigDict):
+    config.optimizer.clip_norm = 1
+    parsed = parse(config)
+    assert parsed.optimizer.clip_norm == 1.0
+    assert parsed.model.options["widths"] == (8, 16)
+    assert parsed.data.data_dir is None
+
+
+@pytest.mark.parametrize("key", ["lrr", "model.nam", "optimizer.weight_decy"])
+def test_unknown_keys_cannot_be_set(key: str):
+    node, name = default_config(), key
+    if "." in key:
+        parent, name = key.split(".")
+        node = node[parent]
+    with pytest.raises((KeyError, AttributeError)):
+        node[name] = 1
+
+
+def test_every_problem_is_listed_at_once(config: ConfigDict):
+    with config.unlocked(), config.data.unlocked():
+        config.epoch = 3
+        config.data.crop_scale = (0.5,)
+        del config.batch_size
+        config.batch_size = "many"
+    with pytest.raises(ValueError, match=r"config\.epoch is not an option; did you mean") as caught:
+        parse(config)
+    assert "config.data.crop_scale must be tuple[float, float], found (0.5,)" in str(caught.value)
+    assert "config.batch_size must be int, found 'many'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("batch_size", 0, "config.batch_size must be at least 1"),
+        ("batch_size", 20, "config.batch_size=20 cannot be split over 8 devices"),
+        ("batch_size", 128, r"config.batch_size=128 is more than the 100 examples of digits/train"),
+        ("eval_batch_size", 12, "config.eval_batch_size=12 cannot be split"),
+        ("label_smoothing", 1.0, r"label_smoothing must be in \[0, 1\)"),
+        ("fsdp", 3, "fsdp=3 does not divide the 8 devices"),
+        ("model.name", "pit_tiny", r"unknown model 'pit_tiny'; did you mean 'pit_ti'\?"),
+        ("model.dtype", "float16", "config.model.dtype must be 'bfloat16' or 'float32'"),
+        ("model.num_classes", 5, "config.model.num_classes=5 is fewer than the 10 classes"),
+        ("model.options", {"width": (8, 16)}, r"has no option 'width'; did you mean 'widths'\?"),
+        ("data.name", "digit", r"unknown data set 'digit'; did you mean 'digits'\?"),
+        ("data.eval_protocol", "dei", r"unknown evaluation protocol 'dei'; did you mean 'deit'\?"),
+        ("optimizer.name", "adam", r"unknown optimizer 'adam'; did you mean 'adamw'\?"),
+        ("optimizer.warmup_epochs", 9, r"warmup_epochs \(9\) is longer than config.epochs \(3\)"),
+    ],
+)
+def test_an_experiment_that_cannot_run_is_refused_before_it_computes(
+    config: ConfigDict, workdir: Path, key: str, value: object, message: str
+):
+    parent, _, name = key.rpartition(".")
+    node = config[parent] if parent else config
+    node[name] = value
+    with pytest.raises(ValueError, match=message):
+        prepare(config, workdir)
+    assert not (workdir / "config.json").exists()
+
+
+def test_a_workdir_that_cannot_be_written_is_refused(config: ConfigDict, tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"cannot write to --workdir=.*Not a directory"):
+        prepare(config, tmp_path / "file" / "run")
+
+
+def test_a_directory_of_another_experiment_is_refused(config: ConfigDict, workdir: Path):
+    prepare(config, workdir)
+    prepare(config, workdir)
+    config.epochs = 4
+    config.optimizer.weight_decay = 0.1
+    with pytest.raises(ValueError, match="belongs to another experiment") as caught:
+        prepare(config, workdir)
+    assert "config.epochs was 3, now 4" in str(caught.value)
+    assert "config.optimizer.weight_decay was 0.05, now 0.1" in str(caught.value)
+    assert prepare(config, workdir, allow_config_changes=True).total_steps == 12

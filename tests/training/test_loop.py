@@ -1,0 +1,157 @@
+"""Whole runs: to the end, again, from the middle, and out into files."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+import pit_jax
+from pit_jax.models import params as parameters
+from pit_jax.training import checkpoints, evaluation, loop
+from pit_jax.training.setup import prepare
+
+
+def events(workdir: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def last_weights(workdir: Path) -> dict[str, np.ndarray]:
+    params, _ = checkpoints.restore_params(workdir)
+    return parameters.flatten(params)
+
+
+def test_a_run_leaves_its_result_metrics_and_weights(finished: Path):
+    result = json.loads((finished / "result.json").read_text())
+    assert result["step"] == 9
+    assert result["metrics"]["test_count"] == 37
+    assert result["metrics"]["test_top1"] * 37 == pytest.approx(
+        round(result["metrics"]["test_top1"] * 37)
+    )
+    assert result["seconds"] > 0
+    assert result["images_per_second"] > 0
+    assert result["versions"]["jax"] == jax.__version__
+    assert Path(result["checkpoint"]).is_dir()
+    lines = events(finished)
+    assert [line["step"] for line in lines if "test/top1" in line] == [3, 6, 9]
+    assert [line["step"] for line in lines if "train/loss" in line] == [2, 4, 6, 8]
+    assert list(finished.glob("events.out.tfevents.*"))
+    assert sorted(path.name for path in (finished / "checkpoints").iterdir() if path.is_dir()) == [
+        "6",
+        "9",
+    ]
+
+
+def test_training_learns(finished: Path):
+    losses = [line["test/loss"] for line in events(finished) if "test/loss" in line]
+    assert losses[-1] < losses[0] - 0.02
+
+
+def test_a_finished_run_is_only_reported(finished: Path, config: ConfigDict, caplog):
+    before = (finished / "result.json").read_bytes()
+    with caplog.at_level("INFO", logger="pit_jax"):
+        result = loop.train(config, finished)
+    assert "is finished; nothing to do" in caplog.text
+    assert "compiled" not in caplog.text
+    assert str(result).startswith("done: step=9 test_top1=0.")
+    assert (finished / "result.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("lost", [["9"], ["6", "9"]])
+def test_an_interrupted_run_continues_bit_identically(
+    finished: Path, config: ConfigDict, workdir: Path, lost: list[str]
+):
+    """Takes a run back to an earlier checkpoint; with none left it starts anew."""
+    shutil.copytree(finished, workdir)
+    for name in ("result.json", "model.safetensors"):
+        (workdir / name).unlink()
+    for step in lost:
+        shutil.rmtree(workdir / "checkpoints" / step)
+    loop.train(config, workdir)
+    again, first = (last_weights(directory) for directory in (workdir, finished))
+    for name, value in first.items():
+        np.testing.assert_array_equal(again[name], value, err_msg=name)
+    results = [json.loads((path / "result.json").read_text()) for path in (workdir, finished)]
+    assert results[0]["metrics"] == results[1]["metrics"]
+
+
+def test_sharded_parameters_train_like_replicated_ones(
+    finished: Path, config: ConfigDict, workdir: Path, monkeypatch
+):
+    monkeypatch.setattr("pit_jax.parallel.MIN_SHARDED_SIZE", 64)
+    config.fsdp = 4
+    loop.train(config, workdir)
+    losses = [
+        [line["train/loss"] for line in events(path) if "train/loss" in line]
+        for path in (workdir, finished)
+    ]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    results = [json.loads((path / "result.json").read_text()) for path in (workdir, finished)]
+    assert results[0]["metrics"] == pytest.approx(results[1]["metrics"], rel=1e-5)
+
+
+def test_the_state_is_sharded_where_it_is_large(config: ConfigDict, workdir: Path, monkeypatch):
+    from pit_jax.training.state import create_state
+
+    monkeypatch.setattr("pit_jax.parallel.MIN_SHARDED_SIZE", 64)
+    config.fsdp = 4
+    setup = prepare(config, workdir)
+    state = create_state(setup.model_config, setup.optimizer, setup.mesh, 0)
+    kernel = state.params["stage1"]["block0"]["mlp"]["fc1"]["kernel"]
+    assert kernel.addressable_shards[0].data.size == kernel.size // 4
+    moments = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.shape == kernel.shape]
+    assert len(moments) == 2
+    assert all(leaf.addressable_shards[0].data.size == leaf.size // 4 for leaf in moments)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(config: ConfigDict, workdir: Path):
+    config.optimizer.base_learning_rate = 1e30
+    config.optimizer.warmup_epochs = 0
+    with pytest.raises(loop.TrainingError, match=r"loss is .* at step \d.*last good checkpoint"):
+        loop.train(config, workdir)
+    assert not (workdir / "result.json").exists()
+
+
+def test_weights_evaluate_to_the_accuracy_of_training(finished: Path):
+    expected = json.loads((finished / "result.json").read_text())["metrics"]
+    for source in (finished, finished / "model.safetensors"):
+        protocol = evaluation.recorded_protocol(source)
+        assert (protocol.data, protocol.split) == ("digits", "test[:37]")
+        found = evaluation.evaluate_weights(source, protocol=protocol, batch_size=9)
+        assert found["top1"] == expected["test_top1"]
+        assert found["count"] == 37
+        assert found["loss"] == pytest.approx(expected["test_loss"], rel=1e-5)
+
+
+def test_an_unfinished_run_serves_its_newest_checkpoint(finished: Path, workdir: Path):
+    shutil.copytree(finished, workdir)
+    (workdir / "model.safetensors").unlink()
+    params, model = checkpoints.restore_params(workdir)
+    assert model["name"] == "pit_ti"
+    created = pit_jax.create_model("pit_ti", weights=workdir, **model["options"])
+    loaded = parameters.flatten(parameters.split(created)[1])
+    for name, value in parameters.flatten(params).items():
+        np.testing.assert_array_equal(loaded[name], value)
+
+
+def test_a_directory_without_checkpoints_is_named(tmp_path: Path):
+    with pytest.raises(ValueError, match="not a run directory"):
+        checkpoints.restore_params(tmp_path)
+    (tmp_path / "config.json").write_text('{"model": {}}')
+    with pytest.raises(ValueError, match="holds no complete checkpoint"):
+        checkpoints.restore_params(tmp_path)
+
+
+def test_the_exported_weights_are_those_of_the_last_checkpoint(finished: Path):
+    from pit_jax.weights import files
+
+    exported = files.read(finished / "model.safetensors")
+    assert exported.card is not None
+    assert exported.card["model"] == "pit_ti"
+    restored = last_weights(finished)
+    assert exported.tensors.keys() == restored.keys()
+    for name, value in restored.items():
+        np.testing.assert_array_equal(exported.tensors[name], value)

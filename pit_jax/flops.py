@@ -1,58 +1,160 @@
 """Analytic cost of a configuration: multiply-accumulates of one forward pass, and parameters.
 
 Counted as the papers and fvcore do: convolutions, linear layers and the two matrix products of
-attention; not biases, normalisation, GELU or softmax. One multiply-accumulate is two floating-point
-operations.
+attention; not biases, normalisation, activations, softmax or pooling. One multiply-accumulate is
+two floating-point operations.
 """
 
 import dataclasses
+import functools
+import operator
 
-from pit_jax.models.config import PiTConfig
+from pit_jax.models.config import PiTConfig, ViTConfig
+from pit_jax.models.convnet_config import RESNET_PATCH, RegNetConfig, ResNetConfig
 from pit_jax.models.pooling import WINDOW
+from pit_jax.models.zoo import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
     """Multiply-accumulates of one image by kind of operation, and the number of parameters."""
 
-    convolution: int
-    linear: int
-    attention: int
-    parameters: int
+    convolution: int = 0
+    linear: int = 0
+    attention: int = 0
+    parameters: int = 0
 
     @property
     def macs(self) -> int:
         return self.convolution + self.linear + self.attention
 
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(*map(operator.add, dataclasses.astuple(self), dataclasses.astuple(other)))
 
-def cost(config: PiTConfig) -> Cost:
-    """Cost of one image of `config.image_size` through a PiT."""
-    tokens_t, classes = config.class_tokens, config.num_classes
-    patch_inputs = config.in_channels * config.patch_size**2
-    first_positions = config.grids[0][0] * config.grids[0][1]
-    convolution = first_positions * patch_inputs * config.widths[0]
-    linear = attention = 0
-    # Patch embedding and its bias, position map, class tokens; the final norm and the heads.
-    parameters = config.widths[0] * (patch_inputs + 1 + first_positions + tokens_t)
-    parameters += 2 * config.widths[-1]
+    def __mul__(self, times: int) -> "Cost":
+        return Cost(*(times * value for value in dataclasses.astuple(self)))
 
-    for index, (width, depth, (height, breadth)) in enumerate(
-        zip(config.widths, config.depths, config.grids, strict=True)
-    ):
-        positions = height * breadth
-        tokens = positions + tokens_t
-        hidden = int(width * config.mlp_ratio)
-        linear += depth * tokens * (4 * width * width + 2 * width * hidden)
-        attention += depth * 2 * tokens * tokens * width
-        norms_and_biases = 4 * width + 3 * width + width + hidden + width
-        parameters += depth * (4 * width * width + 2 * width * hidden + norms_and_biases)
+
+def cost(config: ModelConfig) -> Cost:
+    """Cost of one image of `config.image_size`."""
+    if isinstance(config, PiTConfig):
+        return _pit(config)
+    if isinstance(config, ViTConfig):
+        return _vit(config)
+    if isinstance(config, ResNetConfig):
+        return _resnet(config)
+    return _regnet(config)
+
+
+def _pit(config: PiTConfig) -> Cost:
+    tokens_t = config.class_tokens
+    positions = _area(config.grids[0])
+    inputs = config.in_channels * config.patch_size**2
+    parts = [
+        _convolution(positions, inputs, config.widths[0]),
+        Cost(parameters=config.widths[0] * (positions + tokens_t)),  # position map, class tokens
+    ]
+    for index, (width, depth) in enumerate(zip(config.widths, config.depths, strict=True)):
+        positions = _area(config.grids[index])
         if index:
-            narrow = config.widths[index - 1]
-            convolution += positions * width * WINDOW**2
-            linear += tokens_t * narrow * width
-            parameters += width * (WINDOW**2 + 1) + (narrow + 1) * width
+            parts.append(_convolution(positions, WINDOW**2, width))
+            parts.append(_linear(tokens_t, config.widths[index - 1], width))
+        hidden = int(width * config.mlp_ratio)
+        parts.append(_block(positions + tokens_t, width, hidden) * depth)
+    parts.append(Cost(parameters=2 * config.widths[-1]))  # norm
+    parts.append(_linear(1, config.widths[-1], config.num_classes) * tokens_t)
+    return _total(parts)
 
-    if classes:
-        linear += tokens_t * config.widths[-1] * classes
-        parameters += tokens_t * (config.widths[-1] + 1) * classes
-    return Cost(convolution, linear, attention, parameters)
+
+def _vit(config: ViTConfig) -> Cost:
+    width, positions = config.width, _area(config.grids[0])
+    tokens = positions + config.class_tokens
+    return _total(
+        [
+            _convolution(positions, config.in_channels * config.patch_size**2, width),
+            Cost(parameters=width * (tokens + config.class_tokens)),  # positions, class tokens
+            _block(tokens, width, int(width * config.mlp_ratio)) * config.depth,
+            Cost(parameters=2 * width),  # norm
+            _linear(1, width, config.num_classes) * config.class_tokens,
+        ]
+    )
+
+
+def _resnet(config: ResNetConfig) -> Cost:
+    if config.pooling:
+        window, width = 7, config.base_width
+        entry = tuple(-(-size // 2) for size in config.image_size)
+    else:
+        window, width = RESNET_PATCH, config.stage_widths[0]
+        entry = config.stage_grids[0]
+    parts = [_conv_norm(_area(entry), config.in_channels * window**2, width)]
+    for index, (depth, inner, features) in enumerate(
+        zip(config.depths, config.inner_widths, config.stage_widths, strict=True)
+    ):
+        grid = config.stage_grids[index]
+        before = config.stage_grids[max(index - 1, 0)]
+        for block in range(depth):
+            parts.append(_conv_norm(_area(grid if block else before), width, inner))
+            parts.append(_conv_norm(_area(grid), 9 * inner, inner))
+            parts.append(_conv_norm(_area(grid), inner, features))
+            if config.pooling and block == 0:
+                parts.append(_conv_norm(_area(grid), width, features))
+            width = features
+    parts.append(_linear(1, width, config.num_classes))
+    return _total(parts)
+
+
+def _regnet(config: RegNetConfig) -> Cost:
+    before = tuple(-(-size // 2) for size in config.image_size)
+    parts = [_conv_norm(_area(before), 9 * config.in_channels, config.stem_width)]
+    width = config.stem_width
+    for depth, features, grid in zip(config.depths, config.widths, config.grids, strict=True):
+        for block in range(depth):
+            squeezed = config.squeezed_width(width)
+            parts.append(_conv_norm(_area(grid if block else before), width, features))
+            parts.append(_conv_norm(_area(grid), 9 * config.group_width, features))
+            parts.append(_convolution(1, features, squeezed))
+            parts.append(_convolution(1, squeezed, features))
+            parts.append(_conv_norm(_area(grid), features, features))
+            if block == 0:
+                parts.append(_conv_norm(_area(grid), width, features))
+            width = features
+        before = grid
+    parts.append(_linear(1, width, config.num_classes))
+    return _total(parts)
+
+
+def _block(tokens: int, width: int, hidden: int) -> Cost:
+    """Transformer block: two norms, attention with its projections, MLP."""
+    return _total(
+        [
+            Cost(attention=2 * tokens * tokens * width, parameters=4 * width),
+            _linear(tokens, width, 3 * width),
+            _linear(tokens, width, width),
+            _linear(tokens, width, hidden),
+            _linear(tokens, hidden, width),
+        ]
+    )
+
+
+def _linear(rows: int, inputs: int, outputs: int) -> Cost:
+    return Cost(linear=rows * inputs * outputs, parameters=(inputs + 1) * outputs)
+
+
+def _convolution(positions: int, inputs: int, outputs: int) -> Cost:
+    """`inputs` counts the numbers one output is a sum of: window times channels of the group."""
+    return Cost(convolution=positions * inputs * outputs, parameters=(inputs + 1) * outputs)
+
+
+def _conv_norm(positions: int, inputs: int, outputs: int) -> Cost:
+    """Convolution without bias, then batch normalisation."""
+    return _convolution(positions, inputs, outputs) + Cost(parameters=outputs)
+
+
+def _area(grid: tuple[int, ...]) -> int:
+    height, width = grid
+    return height * width
+
+
+def _total(parts: list[Cost]) -> Cost:
+    return functools.reduce(operator.add, parts)

@@ -13,8 +13,15 @@ from jax.typing import DTypeLike
 
 from pit_jax.errors import suggestion
 from pit_jax.models import params as parameters
-from pit_jax.models.config import PiTConfig
+from pit_jax.models.config import PiTConfig, ViTConfig
+from pit_jax.models.convnet_config import RegNetConfig, ResNetConfig
 from pit_jax.models.pit import PiT
+from pit_jax.models.regnet import RegNet
+from pit_jax.models.resnet import ResNet
+from pit_jax.models.vit import ViT
+
+ModelConfig = PiTConfig | ViTConfig | ResNetConfig | RegNetConfig
+Model = PiT | ViT | ResNet | RegNet
 
 # Paper, Table 1. Head widths are 32 (Ti), 48 (XS, S) and 64 (B) in every stage.
 _PIT = {
@@ -32,9 +39,45 @@ _PIT = {
     ),
 }
 
-MODELS: dict[str, PiTConfig] = {
+# Touvron et al. 2021, Table 1; heads are 64 wide. ViT's own Ti, S and B are the same networks.
+_DEIT = {
+    "deit_ti": ViTConfig(width=192, heads=3),
+    "deit_s": ViTConfig(width=384, heads=6),
+    "deit_b": ViTConfig(width=768, heads=12),
+}
+
+_CONVNETS: dict[str, ModelConfig] = {
+    "resnet50": ResNetConfig(),
+    # PiT's Figure 2 without pooling. The paper gives no widths; at this one the network costs what
+    # ResNet-50 does, 4.1 G multiply-accumulates.
+    "resnet50_nopool": ResNetConfig(pooling=False, base_width=272),
+    # Radosavovic et al. 2020, RegNetY-16GF: DeiT's and PiT's teacher.
+    "regnety_160": RegNetConfig(
+        widths=(224, 448, 1232, 3024), depths=(2, 4, 11, 1), group_width=112
+    ),
+}
+
+
+def _distilled(rows: dict[str, Any]) -> dict[str, Any]:
+    return {
+        f"{name}_distilled": dataclasses.replace(row, distilled=True) for name, row in rows.items()
+    }
+
+
+MODELS: dict[str, ModelConfig] = {
     **_PIT,
-    **{f"{name}_distilled": dataclasses.replace(row, distilled=True) for name, row in _PIT.items()},
+    **_distilled(_PIT),
+    **{name.replace("deit", "vit"): row for name, row in _DEIT.items()},
+    **_DEIT,
+    **_distilled(_DEIT),
+    **_CONVNETS,
+}
+
+_FAMILIES: dict[type, Callable[..., Any]] = {
+    PiTConfig: PiT,
+    ViTConfig: ViT,
+    ResNetConfig: ResNet,
+    RegNetConfig: RegNet,
 }
 
 
@@ -47,7 +90,7 @@ def list_models(pattern: str = "*") -> list[str]:
 
 def model_config(
     name: str, *, image_size: int | tuple[int, int] | None = None, **overrides: Any
-) -> PiTConfig:
+) -> ModelConfig:
     """The configuration of a model, with any field of it replaced.
 
     Args:
@@ -83,18 +126,19 @@ def _as_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
     return (int(height), int(width))
 
 
-def builder(config: PiTConfig, *, dtype: DTypeLike = jnp.float32) -> Callable[[nnx.Rngs], PiT]:
+def builder(config: ModelConfig, *, dtype: DTypeLike = jnp.float32) -> Callable[[nnx.Rngs], Model]:
     """What makes the module of a configuration from a source of random numbers."""
-    return lambda rngs: PiT(config, dtype=dtype, rngs=rngs)
+    family = _FAMILIES[type(config)]
+    return lambda rngs: family(config, dtype=dtype, rngs=rngs)
 
 
-def build(config: PiTConfig, *, dtype: DTypeLike = jnp.float32, seed: int = 0) -> PiT:
+def build(config: ModelConfig, *, dtype: DTypeLike = jnp.float32, seed: int = 0) -> Model:
     """A freshly initialised model; equal seeds give equal parameters."""
     return builder(config, dtype=dtype)(nnx.Rngs(seed))
 
 
 def abstract(
-    config: PiTConfig, *, dtype: DTypeLike = jnp.float32
+    config: ModelConfig, *, dtype: DTypeLike = jnp.float32
 ) -> tuple[nnx.GraphDef, parameters.Params]:
     """Structure and parameter shapes of a model, with nothing computed: (graphdef, dict of
     ShapeDtypeStruct).

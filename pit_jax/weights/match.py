@@ -62,11 +62,8 @@ def compare(file: WeightFile, config: zoo.ModelConfig) -> Comparison:
 
     shapes = parameter_shapes(config)
     expected = {name: row.file_shape(shapes[row.path], layout) for name, row in rows.items()}
-    found = {
-        name: value.shape
-        for name, value in file.tensors.items()
-        if same_classes or name not in head
-    }
+    skipped = table.ignored(layout) | (set() if same_classes else head)
+    found = {name: value.shape for name, value in file.tensors.items() if name not in skipped}
     for name, row in rows.items():
         if row.path == table.position and name in found:
             sizes = found[name], expected[name]
@@ -95,7 +92,7 @@ def fitting_models(file: WeightFile) -> list[str]:
         table = table_of(row)
         layout = table.recognise(file.tensors)
         body = table.by_name(layout, with_head=False).keys()
-        known = table.by_name(layout).keys()
+        known = table.by_name(layout).keys() | table.ignored(layout)
         # Names are looked at first, for the shapes of a model take a second to find.
         if body <= file.tensors.keys() <= known and not compare(file, row).problems:
             names.append(name)

@@ -1,0 +1,253 @@
+"""RandAugment on the device: PIL's fifteen operations over a whole batch at once.
+
+The same policy and distribution as on the host (pit_jax.data.randaugment), pixels within a grey
+level or two of PIL's. Every image goes through every kind of operation and keeps the one it drew:
+the geometric ones are one warp with a matrix per image, the enhancing ones one blend with a
+degenerate image, the rest maps of the 256 levels. The warp and the histogram gather and scatter,
+which GPUs do well and TPUs do not.
+
+Images are uint8 (B, H, W, 3); `operation` (B,) int32 is a place in policy.OPERATIONS, or NOTHING;
+`value` (B,) float32 is its argument, see policy.argument.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from pit_jax.augment.policy import ENHANCING, FILL, GEOMETRIC, OPERATIONS, Policy, argument
+
+NOTHING = -1
+LEVELS = 256
+# Weights of red, green and blue in the luma, of 65536.
+LUMA = (19595, 38470, 7471)
+
+
+def rand_augment(images: jax.Array, keys: jax.Array, policy: Policy) -> jax.Array:
+    """Images (B, H, W, 3) uint8 after the operations drawn from `keys` (B,)."""
+    operations, values = draw_operations(keys, policy)
+    for layer in range(policy.layers):
+        images = apply_operations(images, operations[:, layer], values[:, layer])
+    return images
+
+
+def draw_operations(keys: jax.Array, policy: Policy) -> tuple[jax.Array, jax.Array]:
+    """Operations, int32 (B, layers), NOTHING where not applied, and their arguments, float32.
+
+    Operations are uniform with replacement, magnitudes normal and clipped, signs even.
+    """
+
+    def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        choice, applied, direction, level = jax.random.uniform(key, (4, policy.layers))
+        if math.isinf(policy.magnitude_std):
+            magnitude = level * policy.magnitude
+        else:
+            magnitude = policy.magnitude + policy.magnitude_std * jax.scipy.special.ndtri(level)
+        magnitude = jnp.clip(magnitude, 0.0, policy.magnitude_max)
+        sign = jnp.where(direction < 0.5, 1.0, -1.0)
+        operation = (choice * len(OPERATIONS)).astype(jnp.int32)
+        value = _arguments(operation, magnitude, sign, increasing=policy.increasing)
+        return jnp.where(applied < policy.probability, operation, NOTHING), value
+
+    return jax.vmap(draw)(keys)
+
+
+def _arguments(
+    operation: jax.Array, magnitude: jax.Array, sign: jax.Array, *, increasing: bool
+) -> jax.Array:
+    """Each operation's argument; the three of one shape."""
+    table = [
+        argument(name, magnitude, sign, increasing=increasing, numpy=jnp) for name in OPERATIONS
+    ]
+    return jnp.select([operation == i for i in range(len(OPERATIONS))], table)
+
+
+def apply_operations(images: jax.Array, operation: jax.Array, value: jax.Array) -> jax.Array:
+    """One operation on each image."""
+    result = jnp.where(_drawn(operation, GEOMETRIC), _warp(images, operation, value), images)
+    result = jnp.where(_drawn(operation, ENHANCING), _enhance(images, operation, value), result)
+    return jnp.where(_drawn(operation, _LEVEL_MAPS), _map_levels(images, operation, value), result)
+
+
+def _is(operation: jax.Array, name: str) -> jax.Array:
+    """(B, 1, 1, 1), to choose among images."""
+    return (operation == OPERATIONS.index(name))[:, None, None, None]
+
+
+def _drawn(operation: jax.Array, names: tuple[str, ...]) -> jax.Array:
+    return jnp.isin(operation, jnp.array([OPERATIONS.index(name) for name in names]))[
+        :, None, None, None
+    ]
+
+
+# Geometric operations.
+
+
+def _matrices(
+    operation: jax.Array, value: jax.Array, size: tuple[int, int]
+) -> tuple[jax.Array, ...]:
+    """Six (B,) coefficients a to f: the result at (x, y) shows (ax + by + c, dx + ey + f)."""
+    height, width = size
+    angle = -jnp.deg2rad(value)
+    cosine, sine = jnp.cos(angle), jnp.sin(angle)
+    rotates, shears_x, shears_y, moves_x, moves_y = (
+        operation == OPERATIONS.index(name) for name in GEOMETRIC
+    )
+    a = e = jnp.where(rotates, cosine, 1.0)
+    b = jnp.where(rotates, sine, jnp.where(shears_x, value, 0.0))
+    d = jnp.where(rotates, -sine, jnp.where(shears_y, value, 0.0))
+    # Rotations keep the centre of the image in place; shears keep its upper left corner.
+    c = width / 2 - cosine * (width / 2) - sine * (height / 2)
+    f = height / 2 + sine * (width / 2) - cosine * (height / 2)
+    c = jnp.where(rotates, c, jnp.where(moves_x, value * width, 0.0))
+    f = jnp.where(rotates, f, jnp.where(moves_y, value * height, 0.0))
+    return a, b, c, d, e, f
+
+
+def _warp(images: jax.Array, operation: jax.Array, value: jax.Array) -> jax.Array:
+    """PIL's affine transform: bicubic without antialiasing, the fill colour outside the image."""
+    batch, height, width, _ = images.shape
+    a, b, c, d, e, f = (
+        coefficient[:, None, None] for coefficient in _matrices(operation, value, (height, width))
+    )
+    x = jnp.arange(width, dtype=jnp.float32)[None, None, :] + 0.5
+    y = jnp.arange(height, dtype=jnp.float32)[None, :, None] + 0.5
+    source_x, source_y = a * x + b * y + c, d * x + e * y + f  # (B, H, W)
+    inside = (source_x >= 0) & (source_x < width) & (source_y >= 0) & (source_y < height)
+
+    left, above = jnp.floor(source_x - 0.5), jnp.floor(source_y - 0.5)
+    part_x, part_y = source_x - 0.5 - left, source_y - 0.5 - above
+    columns = [jnp.clip(left.astype(jnp.int32) + i, 0, width - 1) for i in (-1, 0, 1, 2)]
+    rows = [jnp.clip(above.astype(jnp.int32) + i, 0, height - 1) for i in (-1, 0, 1, 2)]
+    packed = _pack(jnp.unstack(images, axis=-1)).reshape(batch, height * width)
+
+    def pixels(row: jax.Array, column: jax.Array) -> jax.Array:
+        places = (row * width + column).reshape(batch, height * width)
+        return jnp.take_along_axis(packed, places, axis=1).reshape(batch, height, width)
+
+    taps = [[pixels(row, column) for column in columns] for row in rows]
+    channels = []
+    for channel in range(3):
+        crossings = [_cubic([_unpack(tap, channel) for tap in row], part_x) for row in taps]
+        value = jnp.clip(_cubic(crossings, part_y), 0, LEVELS - 1)
+        channels.append(jnp.where(inside, value.astype(jnp.uint8), jnp.uint8(FILL[channel])))
+    # Without the barrier a compiler may gather all taps again for each channel of the result.
+    warped = jax.lax.optimization_barrier(_pack(channels))
+    return jnp.stack([_unpack(warped, channel) for channel in range(3)], -1).astype(jnp.uint8)
+
+
+def _cubic(values: list[jax.Array], part: jax.Array) -> jax.Array:
+    """The value `part` of the way from the second to the third of four, by the cubic kernel with
+    a = -1: PIL resizes with -0.5 but transforms with -1.
+    """
+    before, first, second, after = values
+    slope = second - before
+    bend = 2 * (before - first) + second - after
+    twist = first - before - second + after
+    return first + part * (slope + part * (bend + part * twist))
+
+
+def _pack(channels: Sequence[jax.Array]) -> jax.Array:
+    """Red, green and blue of a pixel as one number, so that one gather fetches all three."""
+    red, green, blue = (channel.astype(jnp.uint32) for channel in channels)
+    return red | green << 8 | blue << 16
+
+
+def _unpack(packed: jax.Array, channel: int) -> jax.Array:
+    return ((packed >> (8 * channel)) & 255).astype(jnp.float32)
+
+
+# Enhancing operations.
+
+
+def _enhance(images: jax.Array, operation: jax.Array, value: jax.Array) -> jax.Array:
+    """PIL's ImageEnhance: away from (factor above 1) or towards a degenerate image."""
+    grey = _luma(images)
+    degenerate = jnp.where(_is(operation, "Color"), grey, 0)
+    degenerate = jnp.where(_is(operation, "Contrast"), _mean(grey), degenerate)
+    degenerate = jnp.where(_is(operation, "Sharpness"), _smooth(images), degenerate)
+    degenerate = degenerate.astype(jnp.float32)
+    blended = degenerate + value[:, None, None, None] * (images.astype(jnp.float32) - degenerate)
+    return jnp.clip(blended, 0, LEVELS - 1).astype(jnp.uint8)
+
+
+def _luma(images: jax.Array) -> jax.Array:
+    """Brightness, int32 (B, H, W, 1), in PIL's integer arithmetic."""
+    weights = jnp.array(LUMA, jnp.int32)[None, None, None]
+    total = (images.astype(jnp.int32) * weights).sum(-1, keepdims=True)
+    return (total + 0x8000) >> 16
+
+
+def _mean(grey: jax.Array) -> jax.Array:
+    """The mean over an image, rounded: int32 (B, 1, 1, 1)."""
+    pixels = grey.shape[1] * grey.shape[2]
+    total = grey.astype(jnp.uint32).sum((1, 2, 3), keepdims=True)
+    return ((total + pixels // 2) // pixels).astype(jnp.int32)
+
+
+def _smooth(images: jax.Array) -> jax.Array:
+    """PIL's SMOOTH filter, ones around a five over 13; the outermost pixels stay as they are."""
+    wide = images.astype(jnp.int32)
+    height, width = images.shape[1:3]
+    if height < 3 or width < 3:
+        return wide
+    rows = wide[:, :-2] + wide[:, 1:-1] + wide[:, 2:]
+    total = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * wide[:, 1:-1, 1:-1]
+    return wide.at[:, 1:-1, 1:-1].set((2 * total + 13) // 26)
+
+
+# Maps of levels.
+
+_LEVEL_MAPS = tuple(name for name in OPERATIONS if name not in GEOMETRIC + ENHANCING)
+
+
+def _map_levels(images: jax.Array, operation: jax.Array, value: jax.Array) -> jax.Array:
+    levels = images.astype(jnp.int32)
+    number = value.astype(jnp.int32)[:, None, None, None]
+    dropped = 8 - jnp.clip(number, 0, 8)
+    brightened = jnp.where(levels < 128, jnp.minimum(levels + number, LEVELS - 1), levels)
+    maps = {
+        "AutoContrast": _stretch(levels),
+        "Equalize": _equalize(levels, _is(operation, "Equalize")),
+        "Invert": 255 - levels,
+        "Posterize": levels >> dropped << dropped,
+        "Solarize": jnp.where(levels < number, levels, 255 - levels),
+        "SolarizeAdd": brightened,
+    }
+    result = levels
+    for name, mapped in maps.items():
+        result = jnp.where(_is(operation, name), mapped, result)
+    return result.astype(jnp.uint8)
+
+
+def _stretch(levels: jax.Array) -> jax.Array:
+    """Each channel's darkest level to 0 and its brightest to 255."""
+    low, high = levels.min((1, 2), keepdims=True), levels.max((1, 2), keepdims=True)
+    return jnp.where(high > low, (levels - low) * 255 // jnp.maximum(high - low, 1), levels)
+
+
+def _equalize(levels: jax.Array, wanted: jax.Array) -> jax.Array:
+    """Each channel's levels spread so that about as many pixels have each, where `wanted`."""
+    batch, height, width, channels = levels.shape
+    flat = levels.reshape(batch, height * width, channels).swapaxes(1, 2)  # (B, 3, HW)
+    # Counting is the costly part; images that do not need it count outside the table, for nothing.
+    counted = jnp.where(wanted[..., 0], flat, LEVELS)
+    # vmap, because a scatter over explicit batch indices would be exchanged between devices.
+    counts = jax.vmap(jax.vmap(_count))(counted)
+
+    brightest = jnp.take_along_axis(counts, flat.max(-1, keepdims=True), axis=-1)
+    step = (height * width - brightest) // 255
+    below = jnp.cumsum(counts, axis=-1) - counts
+    table = jnp.where(
+        step > 0,
+        jnp.minimum((step // 2 + below) // jnp.maximum(step, 1), LEVELS - 1),
+        jnp.arange(LEVELS, dtype=jnp.int32)[None, None],
+    )
+    equal = jnp.take_along_axis(table, flat, axis=-1)
+    return equal.swapaxes(1, 2).reshape(levels.shape)
+
+
+def _count(levels: jax.Array) -> jax.Array:
+    """How many of `levels` (N,) are 0, 1, ..., 255; others are not counted."""
+    return jnp.zeros(LEVELS, jnp.int32).at[levels].add(1, mode="drop")

@@ -69,9 +69,8 @@ def _parser() -> _Parser:
 
 def _image_size(text: str) -> tuple[int, int]:
     try:
-        height, width = (
-            int(part) for part in (text if "," in text else f"{text},{text}").split(",")
-        )
+        sizes = [int(part) for part in text.split(",")]
+        height, width = sizes * 2 if len(sizes) == 1 else sizes
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected SIZE or HEIGHT,WIDTH, found {text!r}") from None
     return height, width

@@ -269,8 +269,8 @@ def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], str]:
     torch = import_torch(f"reading {path}, a torch checkpoint,")
     try:
         # Training scripts store their argparse options beside the weights; those run no code.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever its unpickler stumbles over
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(

@@ -53,8 +53,9 @@ def download(identifier: str) -> tuple[Path, str]:
             raise ValueError(
                 f"{named}: expected hf:owner/name or hf:owner/name@revision"
             ) from error
-        except errors.HfHubHTTPError as error:
-            raise ValueError(f"{named}: the hub answered {str(error).splitlines()[0]}") from error
+        except Exception as error:  # the client's HTTP library is another in every version
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"{named}: the download failed: {reason}") from error
         # The client's cache keeps files under snapshots/COMMIT/.
         return path, f"{PREFIX}{repository}@{path.parent.name}"
     raise ValueError(f"{named}: found none of {', '.join(FILE_NAMES)} in the repository")

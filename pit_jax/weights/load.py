@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from pit_jax.errors import suggestion
 from pit_jax.models import params as parameters
@@ -117,18 +116,9 @@ def to_torch(
 
 
 def fresh_head(config: zoo.ModelConfig, seed: int) -> dict[str, jax.Array]:
-    """Initial values of the classification heads by path, equal to those of a model built with
-    `seed`.
-    """
-    paths = [row.path for row in table_of(config).head]
-
-    @jax.jit  # compiles the heads and drops everything else
-    def initial() -> dict[str, jax.Array]:
-        _, params = parameters.split(zoo.builder(config)(nnx.Rngs(seed)))
-        flat = parameters.flatten(params)
-        return {path: flat[path] for path in paths}
-
-    return initial()
+    """Initial values of the classification heads by path: those of a model built with `seed`."""
+    flat = parameters.flatten(parameters.split(zoo.build(config, seed=seed))[1])
+    return {row.path: flat[row.path] for row in table_of(config).head}
 
 
 def _refuse(

@@ -106,7 +106,7 @@ def import_timm() -> Any:
         except RuntimeError as error:
             if "torchvision::nms" not in str(error):
                 raise
-            library = torch.library.Library("torchvision", "DEF")
+            library = torch.library.Library("torchvision", "FRAGMENT")
             for operator in ("nms", "qnms"):
                 library.define(
                     f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"

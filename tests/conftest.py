@@ -2,13 +2,11 @@
 shapes.
 """
 
-import importlib.util
 import os
 import shutil
 import tempfile
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import jax
 import pytest
@@ -47,26 +45,8 @@ def data_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def torchvision_operators() -> Any:
-    """Lets torchvision be imported where its compiled operators were built for another torch, as
-    those of its CUDA wheel are for a CPU torch: defined without code, which models never miss.
-    """
-    import torch
+def timm() -> ModuleType:
+    """The reference implementation of models and optimizers."""
+    from pit_jax.weights.verify import import_timm
 
-    package = importlib.util.find_spec("torchvision")
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    try:
-        torch.ops.load_library(Path(package.origin).with_name("_C.so"))
-    except OSError:
-        for schema in ("nms(Tensor dets, Tensor scores, float threshold)", "qnms(Tensor dets)"):
-            if not hasattr(torch.ops.torchvision, schema.partition("(")[0]):
-                library.define(f"{schema} -> Tensor")
-    return library  # the definitions last as long as it is referred to
-
-
-@pytest.fixture(scope="session")
-def timm(torchvision_operators: Any) -> ModuleType:
-    """The reference implementation of the models."""
-    import timm
-
-    return timm
+    return import_timm()

@@ -13,7 +13,7 @@ UNDECAYED = ("class_token", "position")
 
 _BLOCK = re.compile(r"^(?:stage(\d+)/)?block(\d+)/")
 _POOL = re.compile(r"^pool(\d+)/")
-_INPUT = re.compile(r"^(embedding|stem|class_token|distillation_token)(/|$)")
+_INPUT = re.compile(r"^(embedding|stem|position|class_token|distillation_token)(/|$)")
 
 
 def decays(path: str, ndim: int) -> bool:

@@ -59,6 +59,35 @@ def test_layers_of_pit_count_over_all_stages():
     assert sorted(set(ids.values())) == list(range(14))
 
 
+def test_layers_of_the_baselines():
+    ids = layer_ids(abstract("deit_ti_distilled"))
+    inputs = ["class_token", "distillation_token", "position", "embedding/conv/bias"]
+    assert {path for path, layer in ids.items() if layer == 0} >= set(inputs)
+    assert (ids["block0/norm1/scale"], ids["block11/mlp/fc2/bias"]) == (1, 12)
+    assert ids["norm/bias"] == ids["head_distillation/kernel"] == max(ids.values()) == 13
+    trained, _ = parameters.separate(abstract("resnet50"))  # depths 3, 4, 6, 3
+    ids = layer_ids(trained)
+    assert (ids["stem/conv/kernel"], ids["head/bias"]) == (0, 17)
+    assert ids["stage1/block0/downsample/conv/kernel"] == ids["stage1/block0/conv1/norm/bias"] == 4
+
+
+def test_decayed_parameters_of_the_baselines():
+    mask = parameters.flatten(weight_decay_mask(abstract("deit_ti_distilled")))
+    undecayed = {path for path, decays in mask.items() if not decays}
+    assert {"class_token", "position"} <= undecayed
+    assert mask["distillation_token"] is True  # as in DeiT's code of the time
+    assert {path.rsplit("/", 1)[-1] for path in undecayed} == {
+        "class_token",
+        "position",
+        "bias",
+        "scale",
+    }
+    mask = parameters.flatten(weight_decay_mask(abstract("resnet50")))
+    decayed = {path for path, decays in mask.items() if decays}
+    assert decayed == {path for path in mask if path.endswith("kernel")}
+    assert len(decayed) == 54
+
+
 def test_scales_are_powers_of_the_distance_from_the_head():
     params = abstract("pit_ti")
     scales = layer_decay_scales(params, 0.75)

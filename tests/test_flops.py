@@ -118,3 +118,19 @@ def test_resnet_without_pooling_costs_what_resnet_does():
     width = 272
     stem = 196 * 768 * 4 * width
     assert flat.macs == 16 * 196 * 17 * width**2 + stem + 4 * width * 1000
+
+
+@pytest.mark.parametrize("pair", zoo.POOLING_PAIRS)
+def test_pairs_with_and_without_pooling_cost_the_same(pair):
+    with_pooling, without = (
+        zoo.model_config(name, **fields) for name, fields in zoo.POOLING_PAIRS[pair]
+    )
+    assert len(with_pooling.grids) > 1 == len(without.grids)
+    assert without.grids == ((14, 14),)
+    assert abs(flops.cost(without).macs / flops.cost(with_pooling).macs - 1) < 0.03
+    if hasattr(without, "heads"):
+        widths = [
+            wide // heads
+            for wide, heads in zip(with_pooling.widths, with_pooling.heads, strict=True)
+        ]
+        assert set(widths) == {without.width // without.heads}

@@ -73,6 +73,22 @@ MODELS: dict[str, ModelConfig] = {
     **_CONVNETS,
 }
 
+# PiT's Figures 2 and 3 compare networks with and without pooling over a range of costs, and give
+# neither sizes nor figures. These pairs, (model, fields replaced) with pooling and without, differ
+# in multiply-accumulates by less than 3 %. Without pooling a PiT is a ViT; its heads are as wide as
+# the PiT's.
+Variant = tuple[str, dict[str, int]]
+POOLING_PAIRS: dict[str, tuple[Variant, Variant]] = {
+    "resnet_w32": (("resnet50", {"base_width": 32}), ("resnet50_nopool", {"base_width": 136})),
+    "resnet_w48": (("resnet50", {"base_width": 48}), ("resnet50_nopool", {"base_width": 204})),
+    "resnet_w64": (("resnet50", {}), ("resnet50_nopool", {})),
+    "resnet_w96": (("resnet50", {"base_width": 96}), ("resnet50_nopool", {"base_width": 408})),
+    "vit_ti": (("pit_ti", {}), ("vit_ti", {"width": 128, "heads": 4, "depth": 14})),
+    "vit_xs": (("pit_xs", {}), ("vit_ti", {"width": 192, "heads": 4, "depth": 13})),
+    "vit_s": (("pit_s", {}), ("vit_s", {"width": 288, "heads": 6, "depth": 13})),
+    "vit_b": (("pit_b", {}), ("vit_b", {"width": 640, "heads": 10, "depth": 12})),
+}
+
 _FAMILIES: dict[type, Callable[..., Any]] = {
     PiTConfig: PiT,
     ViTConfig: ViT,

@@ -18,3 +18,9 @@ def photographs() -> np.ndarray:
     flat = np.full_like(first, (200, 10, 60))
     flat[3, 4] = (1, 2, 3)
     return np.stack([first, second, 90 + first // 4, flat])
+
+
+@pytest.fixture(scope="session")
+def whole_photographs() -> list[np.ndarray]:
+    """uint8 (290, 330, 3), cut out of two photographs at their full resolution."""
+    return [np.ascontiguousarray(pixels[60:350, 100:430]) for pixels in load_sample_images().images]

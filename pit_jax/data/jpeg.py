@@ -1,0 +1,113 @@
+"""The faster way from JPEG bytes to a training image, in two halves.
+
+The host decodes with libjpeg-turbo (through the optional package simplejpeg) and copies the random
+crop into the corner of a canvas of fixed size; the device resizes it (pit_jax.augment.resize).
+Decoding is bit-identical to PIL's; what simplejpeg does not read, and crops larger than the canvas,
+go through PIL.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import PIL
+from PIL import Image
+
+from pit_jax.data.images import Box, crop_and_resize, decode_rgb
+
+PILLOW = int(PIL.__version__.split(".")[0])
+JPEG_MAGIC = b"\xff\xd8\xff"
+# Not CMYK and YCCK, whose inks PIL mixes a level differently.
+COLOURSPACES = ("YCbCr", "Gray", "RGB")
+
+
+@functools.cache
+def fast_decoder() -> Callable[[bytes], np.ndarray | None] | None:
+    """A function from JPEG bytes to pixels, or to None where it cannot read them; None where
+    simplejpeg is not installed.
+    """
+    try:
+        import simplejpeg
+    except ImportError:
+        return None
+
+    def decode(data: bytes) -> np.ndarray | None:
+        try:
+            if simplejpeg.decode_jpeg_header(data)[2] not in COLOURSPACES:
+                return None
+            return simplejpeg.decode_jpeg(data, "RGB")
+        except ValueError:  # damaged, or a kind it does not know; PIL's word is the last
+            return None
+
+    return decode
+
+
+def decode_pixels(data: bytes) -> np.ndarray:
+    """An encoded image as uint8 (H, W, 3), pixel for pixel what `images.decode_rgb` gives.
+
+    Raises:
+      ValueError: the bytes are truncated, or not an image.
+    """
+    decode = fast_decoder()
+    if decode is not None and data.startswith(JPEG_MAGIC):
+        pixels = decode(data)
+        if pixels is not None:
+            return pixels
+    return np.asarray(decode_rgb(data))
+
+
+class CanvasCrop(NamedTuple):
+    """A crop for the device to resize; stacked, the arguments of pit_jax.augment.resize.resize.
+
+    Attributes:
+      canvas: uint8 (canvas height, canvas width, 3), the crop in its upper left corner, else black.
+      extent: int32 (2,), the crop's height and width.
+      rows_first: bool (), whether PIL would resize its height before its width.
+    """
+
+    canvas: np.ndarray
+    extent: np.ndarray
+    rows_first: np.ndarray
+
+
+def crop_to_canvas(
+    pixels: np.ndarray, box: Box, canvas_size: tuple[int, int], size: tuple[int, int]
+) -> CanvasCrop:
+    """Cuts the crop out that the device is to resize to `size`.
+
+    A crop larger than the canvas is resized here, by PIL; the device then finds it at `size`
+    already, which its resizing leaves as it is.
+
+    Args:
+      pixels: uint8 (H, W, 3).
+      box: left, top, right, bottom of the crop.
+      canvas_size: height and width, not smaller than `size`.
+
+    Raises:
+      ValueError: a canvas smaller than `size`.
+    """
+    if canvas_size[0] < size[0] or canvas_size[1] < size[1]:
+        raise ValueError(
+            f"expected a canvas of at least the image size {size}, found {canvas_size}: choose a "
+            "larger canvas_size"
+        )
+    left, top, right, bottom = box
+    crop = pixels[top:bottom, left:right]
+    if crop.shape[0] > canvas_size[0] or crop.shape[1] > canvas_size[1]:
+        crop = crop_and_resize(Image.fromarray(pixels), box, size)
+    canvas = np.zeros((*canvas_size, 3), np.uint8)
+    height, width, _ = crop.shape
+    canvas[:height, :width] = crop
+    extent = np.array((height, width), np.int32)
+    return CanvasCrop(canvas, extent, np.array(resizes_rows_first((height, width), size)))
+
+
+def resizes_rows_first(extent: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Whether this PIL resizes the height from `extent` to `size` before the width.
+
+    The order shows where the filter overshoots black or white. Until Pillow 12 the width came
+    first, always; since 13 the height does where it shrinks by more than twice what the width does.
+    """
+    shrinks = extent[0] - size[0]
+    return PILLOW >= 13 and shrinks > max(0, 2 * (extent[1] - size[1]))

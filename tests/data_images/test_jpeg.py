@@ -1,0 +1,121 @@
+"""The fast decoder against PIL, and what it leaves to PIL."""
+
+import io
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pit_jax.data import images, jpeg
+
+
+def encoded(image: Image.Image, kind: str = "JPEG", **options) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, format=kind, **options)
+    return stream.getvalue()
+
+
+@pytest.fixture
+def decodings(monkeypatch):
+    """How often PIL decodes."""
+    calls = []
+    decode_rgb = images.decode_rgb
+
+    def counted(data):
+        calls.append(len(data))
+        return decode_rgb(data)
+
+    monkeypatch.setattr(jpeg, "decode_rgb", counted)
+    return calls
+
+
+def check(data: bytes) -> None:
+    pixels = jpeg.decode_pixels(data)
+    assert pixels.dtype == np.uint8
+    np.testing.assert_array_equal(pixels, np.asarray(images.decode_rgb(data)))
+
+
+class TestDecoding:
+    @pytest.mark.parametrize("subsampling", [0, 1, 2])
+    @pytest.mark.parametrize("progressive", [False, True])
+    @pytest.mark.parametrize("quality", [30, 92, 100])
+    def test_equals_pil(self, photographs, decodings, subsampling, progressive, quality):
+        for image in photographs:
+            check(encoded(image, quality=quality, subsampling=subsampling, progressive=progressive))
+        assert not decodings
+
+    def test_unusual_files(self, china, decodings):
+        """Grey, RGB without conversion, restart markers, an orientation, a profile."""
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        check(encoded(china.convert("L")))
+        check(encoded(china, keep_rgb=True))
+        check(encoded(china, restart_marker_blocks=3))
+        check(encoded(china, exif=exif, icc_profile=b"none"))
+        assert not decodings
+
+    def test_the_rest_is_pil_s(self, china, decodings):
+        check(encoded(china.convert("CMYK")))
+        check(encoded(china, "PNG"))
+        check(encoded(china.quantize(16), "GIF"))
+        assert len(decodings) == 3
+
+    @pytest.mark.parametrize("part", [0.1, 0.5, 0.97])
+    def test_truncated(self, china, part):
+        data = encoded(china)
+        with pytest.raises(ValueError, match="expected the bytes of an image"):
+            jpeg.decode_pixels(data[: int(part * len(data))])
+
+    def test_not_an_image(self):
+        for data in (b"", b"text", jpeg.JPEG_MAGIC + b"text"):
+            with pytest.raises(ValueError, match="expected the bytes of an image"):
+                jpeg.decode_pixels(data)
+
+    def test_damage_is_judged_by_pil(self, china):
+        """What PIL reads despite its flaws is read, and equal; what it refuses is refused."""
+        rng = np.random.default_rng(0)
+        original = encoded(china.resize((80, 60)))
+        read = 0
+        for _ in range(150):
+            data = bytearray(original)
+            data[rng.integers(20, len(data))] = rng.integers(256)
+            try:
+                expected = np.asarray(images.decode_rgb(bytes(data)))
+            except ValueError:
+                with pytest.raises(ValueError, match="expected the bytes"):
+                    jpeg.decode_pixels(bytes(data))
+                continue
+            read += 1
+            np.testing.assert_array_equal(jpeg.decode_pixels(bytes(data)), expected)
+        assert read > 50
+
+    def test_without_simplejpeg(self, china, decodings, monkeypatch):
+        monkeypatch.setitem(sys.modules, "simplejpeg", None)
+        jpeg.fast_decoder.cache_clear()
+        try:
+            check(encoded(china))
+            assert len(decodings) == 1
+        finally:
+            jpeg.fast_decoder.cache_clear()
+
+
+class TestCanvas:
+    def test_holds_the_crop(self, china):
+        pixels = np.asarray(china)
+        crop = jpeg.crop_to_canvas(pixels, (30, 40, 130, 240), (256, 300), (64, 64))
+        assert crop.canvas.shape == (256, 300, 3)
+        assert crop.extent.tolist() == [200, 100]
+        np.testing.assert_array_equal(crop.canvas[:200, :100], pixels[40:240, 30:130])
+        assert crop.canvas[200:].max() == crop.canvas[:, 100:].max() == 0
+
+    @pytest.mark.parametrize("box", [(0, 0, 301, 200), (5, 5, 200, 262)])
+    def test_too_large_a_crop_is_resized_by_pil(self, china, box):
+        crop = jpeg.crop_to_canvas(np.asarray(china), box, (256, 300), (64, 80))
+        assert crop.extent.tolist() == [64, 80]
+        expected = images.crop_and_resize(china, box, (64, 80))
+        np.testing.assert_array_equal(crop.canvas[:64, :80], expected)
+
+    def test_refuses_a_small_canvas(self, china):
+        with pytest.raises(ValueError, match=r"at least the image size \(224, 200\)"):
+            jpeg.crop_to_canvas(np.asarray(china), (0, 0, 9, 9), (223, 300), (224, 200))

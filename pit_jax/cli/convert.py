@@ -18,6 +18,7 @@ from pit_jax.weights import files
 from pit_jax.weights.cards import make_card
 from pit_jax.weights.load import HEAD_CHOICES, fit, to_torch
 from pit_jax.weights.match import compare, identify
+from pit_jax.weights.tables import table_of
 from pit_jax.weights.verify import agrees, verify
 
 PROGRAM = "pit-convert"
@@ -59,7 +60,7 @@ def _parser() -> _Parser:
     add("--input", required=True, help="a file, a directory of ours, or hf:owner/name[@revision]")
     add("--output", required=True, type=Path, help="the file to write")
     add("--to", default="jax", choices=("jax", "torch"), help="whose file to write")
-    add("--layout", choices=("official", "timm"), help="names of a torch file (default: official)")
+    add("--layout", help="names of a torch file: official (the default for PiT) or timm")
     add("--image_size", type=_image_size, help="SIZE or HEIGHT,WIDTH (default: the file's)")
     add("--num_classes", type=int, help="classes of the output (default: the file's)")
     add("--head", default="load", choices=HEAD_CHOICES, help="new: fresh, where classes differ")
@@ -78,11 +79,13 @@ def _image_size(text: str) -> tuple[int, int]:
 
 def convert(args: argparse.Namespace, command: str) -> int:
     """Reads, fits, verifies if asked to, writes, and prints the card."""
-    layout = _check_output(args)
+    _check_output(args)
     file = files.read(args.input)
     name, config = identify(
         file, args.model, image_size=args.image_size, num_classes=args.num_classes
     )
+    layout = args.layout or table_of(config).layouts[0]
+    table_of(config).check_layout(layout)
     params = fit(file, config, head=args.head)
     card = make_card(
         name,
@@ -111,8 +114,8 @@ def convert(args: argparse.Namespace, command: str) -> int:
     return 0
 
 
-def _check_output(args: argparse.Namespace) -> str:
-    """Refuses an output that could not be written in the end; the layout of a torch file."""
+def _check_output(args: argparse.Namespace) -> None:
+    """Refuses an output that could not be written in the end."""
     if args.to != "torch" and args.layout:
         raise ValueError("--layout is of torch files: add --to=torch")
     folder = args.output.parent
@@ -121,4 +124,3 @@ def _check_output(args: argparse.Namespace) -> str:
     if not os.access(folder, os.W_OK):
         raise ValueError(f"--output={args.output}: the directory {folder} is not writable")
     files.check_suffix(args.output, torch=args.to == "torch")
-    return args.layout or "official"

@@ -146,6 +146,7 @@ def test_a_failed_verification_writes_nothing(
         (["--output=x.pth"], "expected a file name that ends in .safetensors, found"),
         (["--output=absent/x.safetensors"], "is no file in an existing directory"),
         (["--layout=timm"], "--layout is of torch files: add --to=torch"),
+        (["--to=torch", "--layout=oficial"], "unknown layout 'oficial'; did you mean 'official'"),
         (["--to=torch"], "expected a file name that ends in .pth"),
         (["--image_size=big"], "expected SIZE or HEIGHT,WIDTH, found 'big'"),
         (["--image_size=4"], "image_size (4, 4) is smaller than patch_size 16"),

@@ -20,10 +20,10 @@ def get_config(variant: str = "") -> ConfigDict:
     config = default_config()
     config.batch_size = 64
     config.eval_batch_size = 120
-    config.epochs = 60
-    config.label_smoothing = 0.1
-    config.log_every_steps = 44
-    config.checkpoint_every_epochs = 10
+    config.duration = "60 epochs"
+    config.augment.flip_probability = 0.0  # a mirrored digit is no digit
+    config.log_every = "2 epochs"
+    config.checkpoint_every = "10 epochs"
 
     config.model.name = "pit_ti"
     config.model.image_size = (24, 24)
@@ -42,9 +42,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.crop_scale = (0.6, 1.0)
 
     config.optimizer.base_learning_rate = 1.6e-2  # 2e-3 at 64 images
-    config.optimizer.warmup_epochs = 5
+    config.optimizer.warmup = "5 epochs"
     if variant == "smoke":
-        config.epochs = 2
-        config.optimizer.warmup_epochs = 1
-        config.log_every_steps = 10
+        config.duration = "2 epochs"
+        config.optimizer.warmup = "1 epoch"
+        config.log_every = "11 steps"
     return config

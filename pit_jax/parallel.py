@@ -62,7 +62,7 @@ def state_shardings(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(rule, tree)
 
 
-def shard(value: Any, sharding: NamedSharding) -> jax.Array:
+def shard(value: Any, sharding: jax.sharding.Sharding) -> jax.Array:
     """A global array from a whole one that every process holds alike."""
     host = np.asarray(value)
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
@@ -97,3 +97,20 @@ def gather(tree: Any) -> Any:
     from jax.experimental import multihost_utils
 
     return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def all_agree(value: bool) -> bool:
+    """Whether it holds on every process."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.asarray(value)).all())
+
+
+def wait_for_all(name: str) -> None:
+    """Returns when every process has come here."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)

@@ -8,6 +8,15 @@ import tempfile
 from pathlib import Path
 from types import ModuleType
 
+# Tests compile far more than they compute: the optimising half of the compiler is left out.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+    ]
+).strip()
+
 import jax
 import pytest
 

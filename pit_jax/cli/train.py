@@ -60,6 +60,8 @@ def _main(arguments: Sequence[str]) -> None:
     console.set_up_logging()
     console.set_up_compilation_cache()
     from pit_jax.training import loop, setup
+    from pit_jax.training.checkpoints import CheckpointError
+    from pit_jax.training.window import TrainingError
 
     options = flags.FLAGS
     prepared = console.or_fail(
@@ -70,5 +72,5 @@ def _main(arguments: Sequence[str]) -> None:
     )
     try:
         print(loop.run(prepared), flush=True)
-    except loop.TrainingError as error:
+    except (TrainingError, CheckpointError) as error:
         console.fail(error)

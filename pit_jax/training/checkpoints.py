@@ -1,12 +1,14 @@
-"""Checkpoints of a run: Orbax, asynchronous, atomic.
+"""Checkpoints of a run: Orbax, asynchronous, atomic, the damaged ones set aside.
 
-    WORKDIR/config.json              the experiment, the model it builds, versions
-    WORKDIR/checkpoints/STEP/        parameters, optimizer state
-
-The data's position and all randomness follow from the step, so nothing else need be kept.
+WORKDIR/config.json                     the experiment, the model it builds, versions
+WORKDIR/checkpoints/STEP/params         what the optimizer trains, and statistics, ema,
+                        /optimizer      its state; each restorable by itself
+                        /progress       position in the data, metrics not yet logged, versions
+WORKDIR/checkpoints/damaged-STEP        what could not be read
 """
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,21 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from pit_jax import parallel
+from pit_jax.models import params as parameters
 from pit_jax.models import zoo
 from pit_jax.training.state import TrainState
+
+logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
 CHECKPOINT_FOLDER = "checkpoints"
 BEST_METRIC = "top1"
+Progress = dict[str, Any]
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or read; those written before are as they were."""
 
 
 class Checkpoints:
@@ -33,12 +44,18 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path, *, keep: int):
-        self._manager = ocp.CheckpointManager(
-            (workdir / CHECKPOINT_FOLDER).absolute(),
+        self._folder = (workdir / CHECKPOINT_FOLDER).absolute()
+        self._keep = keep
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(
+            self._folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(
-                    [policies.LatestN(keep), policies.BestN(get_metric_fn=_ranking, n=1)]
+                    [policies.LatestN(self._keep), policies.BestN(get_metric_fn=_ranking, n=1)]
                 ),
+                cleanup_tmp_directories=True,
                 enable_background_delete=True,
             ),
         )
@@ -47,36 +64,130 @@ class Checkpoints:
         """Steps done at the newest complete checkpoint."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, step: int, metrics: dict[str, float]) -> None:
-        """Starts writing; training may go on at once. A step already saved is left alone."""
+    def save(
+        self, state: TrainState, step: int, progress: Progress, metrics: dict[str, float]
+    ) -> None:
+        """Starts writing; training may go on at once. A step already saved is left alone.
+
+        Raises:
+          CheckpointError: the last checkpoint or this one could not be written.
+        """
         if step == self.latest_step():
             return
-        items = ocp.args.Composite(
-            params=ocp.args.StandardSave(state.params),
-            optimizer=ocp.args.StandardSave(state.optimizer),
-        )
-        self._manager.save(step, args=items, metrics=metrics)
+        items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
+        items["progress"] = ocp.args.JsonSave(progress)
+        try:
+            self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics or None)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise self._cannot_save(step, error) from error
 
-    def restore(self, step: int, abstract: TrainState) -> TrainState:
-        """The state saved at a step, on the devices and shardings of `abstract`."""
-        items = ocp.args.Composite(
-            params=ocp.args.StandardRestore(abstract.params),
-            optimizer=ocp.args.StandardRestore(abstract.optimizer),
+    def restore_newest(self, abstract: TrainState) -> tuple[TrainState, Progress] | None:
+        """The newest state that can be read, on the devices and shardings of `abstract`.
+
+        A checkpoint that cannot be read is renamed to damaged-STEP and the one before it taken;
+        with none left there is None.
+
+        Raises:
+          CheckpointError: a checkpoint that holds another model or optimizer.
+        """
+        while (step := self.latest_step()) is not None:
+            self._check_structure(step, abstract)
+            failure: Exception | None = None
+            try:
+                restored = self._restore(step, abstract)
+            except Exception as error:  # damage shows in whatever way the reading library fails
+                failure = error
+            if parallel.all_agree(failure is None):
+                return restored
+            self._set_aside(step, failure)
+        return None
+
+    def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState, Progress]:
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in _items(abstract).items()}
+        items["progress"] = ocp.args.JsonRestore()
+        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        state = TrainState(
+            step=parallel.shard(np.int32(step), abstract.step.sharding),
+            params=restored["params"],
+            statistics=restored.get("statistics") or {},
+            optimizer=restored["optimizer"]["state"],
+            ema=restored.get("ema") or {},
+            skipped=restored["optimizer"]["skipped"],
         )
-        restored = self._manager.restore(step, args=items)
-        counter = jax.device_put(np.int32(step), abstract.step.sharding)
-        return TrainState(counter, restored["params"], restored["optimizer"])
+        return state, restored["progress"]
+
+    def _check_structure(self, step: int, abstract: TrainState) -> None:
+        """Refuses a checkpoint whose parameters have other names or shapes."""
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                tree = checkpointer.metadata(self._folder / str(step) / "params").item_metadata.tree
+            stored = {name: tuple(leaf.shape) for name, leaf in parameters.flatten(tree).items()}
+        except Exception:  # unreadable, which is damage: restoring will say so
+            return
+        expected = {
+            name: tuple(leaf.shape) for name, leaf in parameters.flatten(abstract.params).items()
+        }
+        if stored != expected:
+            names = sorted(
+                name
+                for name in stored.keys() | expected.keys()
+                if stored.get(name) != expected.get(name)
+            )
+            raise CheckpointError(
+                f"the checkpoint {self.path(step)} is of another model: {len(names)} parameters "
+                f"differ, first {names[0]}: stored {stored.get(names[0], 'none')}, expected "
+                f"{expected.get(names[0], 'none')}. Use another --workdir"
+            )
+
+    def _set_aside(self, step: int, failure: Exception | None) -> None:
+        self._manager.close()
+        damaged = self._folder / f"damaged-{step}"
+        reason = " ".join(str(failure).split())[:300] if failure else "unreadable elsewhere"
+        logger.warning(
+            "the checkpoint of step %d cannot be read (%s); moved to %s", step, reason, damaged
+        )
+        if jax.process_index() == 0:
+            self.path(step).rename(damaged)
+        parallel.wait_for_all(f"set aside {step}")
+        self._manager = self._open()
 
     def path(self, step: int) -> Path:
         """Folder of the checkpoint of a step."""
-        return Path(self._manager.directory) / str(step)
+        return self._folder / str(step)
 
     def wait(self) -> None:
-        """Returns when everything saved so far is on disk."""
-        self._manager.wait_until_finished()
+        """Returns when everything saved so far is on disk.
+
+        Raises:
+          CheckpointError: it could not be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise self._cannot_save(None, error) from error
 
     def close(self) -> None:
         self._manager.close()
+
+    def _cannot_save(self, step: int | None, error: Exception) -> CheckpointError:
+        what = "the last checkpoint" if step is None else f"the checkpoint of step {step}"
+        kept = sorted(int(path.name) for path in self._folder.glob("*") if path.name.isdecimal())
+        return CheckpointError(
+            f"cannot write {what} to {self._folder}: {' '.join(str(error).split())[:300]}. "
+            f"Intact: {', '.join(map(str, kept)) or 'none'}. Make room or mend the folder, then "
+            "run the same command again"
+        )
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    """What is stored under which name; what a run does not have is not stored."""
+    items = {
+        "params": state.params,
+        "statistics": state.statistics,
+        "ema": state.ema,
+        "optimizer": {"state": state.optimizer, "skipped": state.skipped},
+    }
+    return {name: tree for name, tree in items.items() if tree}
 
 
 def _ranking(metrics: dict[str, float]) -> float:
@@ -87,8 +198,8 @@ def restore_params(run_directory: str | os.PathLike[str]) -> tuple[dict[str, Any
     """Parameters of a run's newest checkpoint, for use outside training.
 
     Returns:
-      The nested dict of float32 NumPy arrays, and the model they belong to: {"name": of the zoo,
-      "options": fields of its configuration}.
+      The nested dict of float32 NumPy arrays (the moving average where the run evaluates that),
+      and the model they belong to: {"name": of the zoo, "options": fields of its configuration}.
 
     Raises:
       ValueError: not a run directory, or one without a complete checkpoint.
@@ -97,16 +208,25 @@ def restore_params(run_directory: str | os.PathLike[str]) -> tuple[dict[str, Any
     config_file = root / CONFIG_FILE
     if not config_file.is_file():
         raise ValueError(f"{root} is not a run directory: it has no {CONFIG_FILE}")
-    model = json.loads(config_file.read_text())["model"]
+    record = json.loads(config_file.read_text())
     folder = (root / CHECKPOINT_FOLDER).absolute()
     steps = sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
     if not steps:
         raise ValueError(f"{root} holds no complete checkpoint yet")
+    model = record["model"]
     _, shapes = zoo.abstract(zoo.model_config(model["name"], **model["options"]))
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    trained, statistics = parameters.separate(shapes)
+    item = "ema" if record["config"]["evaluate_ema"] else "params"
+    params = _read(folder / str(steps[-1]) / item, trained)
+    if statistics:
+        statistics = _read(folder / str(steps[-1]) / "statistics", statistics)
+    return parameters.join(params, statistics), model
+
+
+def _read(path: Path, shapes: dict[str, Any]) -> dict[str, Any]:
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes
     )
     with ocp.StandardCheckpointer() as checkpointer:
-        params = checkpointer.restore(folder / str(steps[-1]) / "params", target)
-    return jax.device_get(params), model
+        return jax.device_get(checkpointer.restore(path, target))

@@ -6,6 +6,7 @@ into the frozen dataclasses the trainer works with.
 """
 
 import dataclasses
+import functools
 import types
 import typing
 from typing import Any
@@ -42,7 +43,9 @@ class DataConfig:
     data_dir: str | None = None
     """Where the set is prepared; None for TFDS's own default (digits: the user's cache)."""
     train_split: str = "train"
+    """Split that is trained on; TFDS slices such as "train[:1%]" work."""
     eval_split: str = "validation"
+    """Split that is evaluated on."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """Share of the image's area a training crop covers, drawn uniformly."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -56,6 +59,28 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """What happens to a training batch on the device. The defaults are PiT's and DeiT's."""
+
+    flip_probability: float = 0.5
+    """Of a horizontal flip, per image."""
+    erasing_probability: float = 0.0
+    """Of random erasing, per image."""
+    mixup_alpha: float = 0.0
+    """Beta parameter of Mixup; 0 for none."""
+    cutmix_alpha: float = 0.0
+    """Beta parameter of CutMix; 0 for none."""
+    mix_probability: float = 1.0
+    """Of mixing at all, per group."""
+    switch_probability: float = 0.5
+    """Of CutMix where both are on, per group."""
+    mix_group: int = 64
+    """Images that share one draw; DeiT's batch per GPU."""
+    label_smoothing: float = 0.1
+    """Mass spread evenly over all classes."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """How parameters move."""
 
@@ -65,17 +90,40 @@ class OptimizerConfig:
     """Per 512 images: the peak learning rate is base_learning_rate * batch_size / 512."""
     schedule: str = "smooth"
     """Warm-up and cosine: "smooth" moves at every step, "deit" once an epoch, one epoch late."""
-    warmup_epochs: int = 5
+    warmup: str = "5 epochs"
+    """Duration of the linear warm-up."""
     warmup_learning_rate: float = 1e-6
-    """Where the linear warm-up starts, absolute."""
+    """Where the warm-up starts, absolute."""
     min_learning_rate: float = 1e-5
     """Where the cosine decay ends, absolute."""
     weight_decay: float = 0.05
     """Of kernels; never of biases, norms, class tokens and positions."""
     clip_norm: float | None = None
     """Largest global gradient norm."""
+    layer_decay: float | None = None
+    """Factor on the learning rate from each layer to the one before it, for fine-tuning."""
+    frozen: tuple[str, ...] = ()
+    """Parts that stay as they are, by the start of their path: ("embedding", "stage0")."""
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Further options of the optimizer, e.g. {"b2": 0.95}, or AdamP's {"wd_ratio": 0.01}."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillationConfig:
+    """Learning from a teacher; the student must be a distilled model."""
+
+    kind: str = "none"
+    """"none", "hard" (the teacher's class) or "soft" (its distribution)."""
+    alpha: float = 0.5
+    """Weight of the teacher's term."""
+    temperature: float = 1.0
+    """Of both distributions; only "soft" uses it."""
+    teacher: str = "regnety_160"
+    """A name of `pit_jax.list_models()`."""
+    teacher_weights: str | None = None
+    """What `create_model(weights=...)` takes."""
+    teacher_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Fields of the teacher's configuration that differ from its row of the zoo."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,22 +131,48 @@ class TrainConfig:
     """One experiment."""
 
     seed: int = 0
+    """Of the initial parameters, the order of the data, and all augmentation."""
     batch_size: int = 1024
     """Images per step over all devices of all processes."""
     eval_batch_size: int = 1024
-    epochs: int = 300
-    """Passes over the training set, of floor(examples / batch_size) steps each."""
-    label_smoothing: float = 0.1
-    log_every_steps: int = 100
-    eval_every_epochs: int = 1
-    checkpoint_every_epochs: int = 1
+    """Images per evaluation step over all devices of all processes."""
+    duration: str = "300 epochs"
+    """Of the run, in epochs, steps or examples; an epoch is floor(examples / batch_size) steps."""
+    accumulate: int = 1
+    """Parts a batch is worked through in, one after the other, for memory's sake."""
+    remat: str = "none"
+    """"dots" recomputes all but matrix products in the backward pass, for memory's sake."""
+    ema_decay: float | None = None
+    """Decay per step of the moving average of the parameters; None keeps none."""
+    evaluate_ema: bool = False
+    """Evaluate and export the moving average instead of the parameters."""
+    on_nonfinite: str = "stop"
+    """At a loss or gradient that is not finite: "stop", or "skip" the update."""
+    max_skips: int = 10
+    """Skipped updates in a row that stop the run all the same."""
+    init_from: str | None = None
+    """Weights to start from: what `create_model(weights=...)` takes."""
+    init_head: str = "load"
+    """"new" takes a fresh head where the classes of `init_from` are other ones."""
+    log_every: str = "100 steps"
+    """Between lines of training metrics."""
+    eval_every: str = "1 epoch"
+    """Between evaluations; one more comes at the end."""
+    checkpoint_every: str = "1 epoch"
+    """Between checkpoints; one more comes at the end."""
     keep_checkpoints: int = 2
     """How many of the newest stay on disk, beside the best by top-1."""
     fsdp: int = 1
     """Devices over which large parameters and the optimizer state are sharded; 1 replicates."""
+    peak_flops: float | None = None
+    """Of one device, per second, for the MFU; None for the table of `training.flops_rate`."""
+    profile_steps: tuple[int, int] = (0, 0)
+    """First and last step of a profile, written to the run directory; (0, 0) for none."""
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    distillation: DistillationConfig = dataclasses.field(default_factory=DistillationConfig)
 
 
 def default_config() -> config_dict.ConfigDict:
@@ -166,6 +240,8 @@ def _matches(value: Any, hint: Any) -> bool:
     origin, members = typing.get_origin(hint), typing.get_args(hint)
     if origin is types.UnionType:
         return any(_matches(value, member) for member in members)
+    if origin is tuple and members[1:] == (Ellipsis,):
+        return isinstance(value, tuple) and all(_matches(item, members[0]) for item in value)
     if origin is tuple:
         return (
             isinstance(value, tuple)
@@ -179,23 +255,52 @@ def _matches(value: Any, hint: Any) -> bool:
     return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
 
 
+# Options with a smallest value, and options with a list of values.
+_AT_LEAST_ONE = (
+    "batch_size",
+    "eval_batch_size",
+    "accumulate",
+    "max_skips",
+    "keep_checkpoints",
+    "fsdp",
+)
+_CHOICES = {
+    "remat": ("none", "dots"),
+    "on_nonfinite": ("stop", "skip"),
+    "init_head": ("load", "new"),
+    "model.dtype": ("bfloat16", "float32"),
+    "distillation.kind": ("none", "hard", "soft"),
+}
+
+
 def _out_of_range(config: TrainConfig) -> list[str]:
-    problems = []
-    for name in ("batch_size", "eval_batch_size", "epochs", "log_every_steps", "fsdp"):
-        if getattr(config, name) < 1:
-            problems.append(f"config.{name} must be at least 1, found {getattr(config, name)}")
-    for name in ("eval_every_epochs", "checkpoint_every_epochs", "keep_checkpoints"):
-        if getattr(config, name) < 1:
-            problems.append(f"config.{name} must be at least 1, found {getattr(config, name)}")
-    if not 0.0 <= config.label_smoothing < 1.0:
-        problems.append(f"config.label_smoothing must be in [0, 1), found {config.label_smoothing}")
-    if config.model.dtype not in ("bfloat16", "float32"):
+    problems = [
+        f"config.{name} must be at least 1, found {getattr(config, name)}"
+        for name in _AT_LEAST_ONE
+        if getattr(config, name) < 1
+    ]
+    for path, choices in _CHOICES.items():
+        value = functools.reduce(getattr, path.split("."), config)
+        if value not in choices:
+            expected = " or ".join(map(repr, choices))
+            problems.append(f"config.{path} must be {expected}, found {value!r}")
+    for name in ("flip_probability", "erasing_probability", "mix_probability"):
+        if not 0.0 <= getattr(config.augment, name) <= 1.0:
+            problems.append(
+                f"config.augment.{name} must be in [0, 1], found {getattr(config.augment, name)}"
+            )
+    if not 0.0 <= config.augment.label_smoothing < 1.0:
         problems.append(
-            f"config.model.dtype must be 'bfloat16' or 'float32', found {config.model.dtype!r}"
+            "config.augment.label_smoothing must be in [0, 1), found "
+            f"{config.augment.label_smoothing}"
         )
-    if config.optimizer.warmup_epochs > config.epochs:
+    if config.ema_decay is not None and not 0.0 < config.ema_decay < 1.0:
+        problems.append(f"config.ema_decay must be in (0, 1), found {config.ema_decay}")
+    if config.evaluate_ema and config.ema_decay is None:
+        problems.append("config.evaluate_ema needs config.ema_decay")
+    if config.batch_size % config.accumulate:
         problems.append(
-            f"config.optimizer.warmup_epochs ({config.optimizer.warmup_epochs}) is longer than "
-            f"config.epochs ({config.epochs})"
+            f"config.batch_size={config.batch_size} is no multiple of "
+            f"config.accumulate={config.accumulate}"
         )
     return problems

@@ -1,33 +1,41 @@
 """The training loop: named steps, nothing that waits for the device.
 
 Metrics are fetched one step late, so the next step is already queued while the last one's numbers
-travel. The order at an epoch's end matters: evaluate first, then save with the metrics found.
+travel. The order after a step matters: log, evaluate, then save with the metrics found.
 """
 
 import contextlib
 import dataclasses
 import json
-import logging
-import math
 import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 from ml_collections import config_dict
 
-from pit_jax import flops, parallel
-from pit_jax.data import pipeline
+from pit_jax import parallel
+from pit_jax.models import params as parameters
+from pit_jax.training.build import (
+    compile_step,
+    eval_batches,
+    logger,
+    overview,
+    start_state,
+    teacher_params,
+    train_batches,
+)
 from pit_jax.training.checkpoints import Checkpoints
 from pit_jax.training.evaluation import make_evaluator, protocol_of
-from pit_jax.training.reporting import Reporter, duration
+from pit_jax.training.flops_rate import utilisation
+from pit_jax.training.profile import Profile
+from pit_jax.training.reporting import Reporter
 from pit_jax.training.setup import Setup, prepare, versions
-from pit_jax.training.state import TrainState, abstract_state, create_state
-from pit_jax.training.step import make_train_step
+from pit_jax.training.stopping import orderly
+from pit_jax.training.window import Window
 from pit_jax.weights.cards import make_card
 from pit_jax.weights.files import DIRECTORY_FILE, replace_file, write_weights
-
-logger = logging.getLogger(__name__)
 
 RESULT_FILE = "result.json"
 
@@ -60,213 +68,157 @@ class Result:
         return f"done: step={self.step} test_top1={top1:.4f} checkpoint={self.checkpoint}"
 
 
-class TrainingError(RuntimeError):
-    """Training went wrong in a way that continuing cannot mend."""
+@dataclasses.dataclass(frozen=True)
+class Interrupted:
+    """A run that was told to end before it had done all its steps; starting it again continues."""
+
+    step: int
+    checkpoint: str
+
+    def __str__(self) -> str:
+        return (
+            f"interrupted: step={self.step} checkpoint={self.checkpoint}; "
+            "run the same command again to continue"
+        )
 
 
-def train(config: config_dict.ConfigDict, workdir: str | os.PathLike[str]) -> Result:
+def train(config: config_dict.ConfigDict, workdir: str | os.PathLike[str]) -> Result | Interrupted:
     """Trains an experiment to its end, from wherever its directory says it is.
 
     Raises:
       ValueError: an experiment that cannot run; nothing has been computed then.
       TrainingError: a loss that is not finite.
+      CheckpointError: a checkpoint that cannot be written, or is of another model.
     """
     return run(prepare(config, workdir))
 
 
-def run(setup: Setup) -> Result:
+def run(setup: Setup) -> Result | Interrupted:
     """Trains what `prepare` has checked; a finished run is reported, an interrupted one resumed."""
-    started = time.monotonic()
-    config, total = setup.config, setup.total_steps
     finished = _finished(setup)
     if finished is not None:
         logger.info("%s is finished; nothing to do", setup.workdir)
         return finished
+    config = setup.config
     with contextlib.closing(Checkpoints(setup.workdir, keep=config.keep_checkpoints)) as saved:
-        state, first_step = _start(setup, saved)
-        train_step = _compile_step(setup, state)
-        evaluate = make_evaluator(setup.graphdef, setup.mesh, _eval_batches(setup))
-        batches = iter(_train_batches(setup, first_step))
-        window = _Window(saved)
-        with contextlib.closing(_reporter(setup, first_step)) as reporter:
-            metrics: dict[str, float] = {}
-            for step in range(first_step + 1, total + 1):
-                batch = parallel.to_global(setup.mesh, next(batches))
-                state, step_metrics = train_step(state, batch)
-                window.add(step, step_metrics)
-                if step % config.log_every_steps == 0:
-                    reporter.training(step, window.means())
-                epoch, rest = divmod(step, setup.steps_per_epoch)
-                if rest:
-                    continue
-                if epoch % config.eval_every_epochs == 0 or step == total:
-                    window.settle()
-                    began = time.monotonic()
-                    metrics = evaluate(state.params)
-                    reporter.evaluation(step, metrics, time.monotonic() - began)
-                if epoch % config.checkpoint_every_epochs == 0 or step == total:
-                    window.settle()
-                    saved.save(state, step, metrics)
-            if not metrics:  # stopped after its last step, before its result was written
-                metrics = evaluate(state.params)
-        saved.wait()
-        weights = _export(setup, state)
-        seconds = time.monotonic() - started
+        return _Run(setup, saved).to_the_end()
+
+
+class _Run:
+    """One start of a training: what is set up once, and the loop over steps."""
+
+    def __init__(self, setup: Setup, saved: Checkpoints):
+        self.setup = setup
+        self.saved = saved
+        self.started = time.monotonic()
+        overview(setup)
+        self.state, progress = start_state(setup, saved)
+        self.first_step = int(self.state.step)
+        self.metrics: dict[str, float] = progress.get("metrics", {})
+        self.teacher = teacher_params(setup)
+        self.train_step = compile_step(setup, self.state, self.teacher)
+        self.evaluate = make_evaluator(setup.learner.graphdef, setup.mesh, eval_batches(setup))
+        self.profile = Profile(setup.workdir, *setup.config.profile_steps)
+        self.window = Window(
+            progress.get("window", []),
+            on_nonfinite=setup.config.on_nonfinite,
+            max_skips=setup.config.max_skips,
+            last_good=self._last_good,
+        )
+
+    def to_the_end(self) -> Result | Interrupted:
+        """Trains; returns when all steps are done or the process was told to end."""
+        steps = self.setup.steps
+        batches = train_batches(self.setup, self.first_step)
+        with orderly() as stopper, self._reporter() as reporter:
+            for step in range(self.first_step + 1, steps.total + 1):
+                self._step(step, batches, reporter)
+                last = step == steps.total
+                if step % steps.log == 0 or last:
+                    self.window.settle()
+                    reporter.training(step, self.window.means())
+                if step % steps.evaluate == 0 or last:
+                    self._evaluate(step, reporter)
+                stop = stopper.requested(step)
+                if step % steps.checkpoint == 0 or last or stop:
+                    self._save(step)
+                if stop and not last:
+                    self.saved.wait()
+                    return Interrupted(step, str(self.saved.path(step)))
+            if not self.metrics:
+                self._evaluate(steps.total, reporter)
+        self.saved.wait()
+        return self._finish()
+
+    def _step(self, step: int, batches: Iterator[Any], reporter: Reporter) -> None:
+        began = time.monotonic()
+        batch = parallel.to_global(self.setup.mesh, next(batches))
+        waited = time.monotonic() - began
+        with self.profile.at(step):
+            self.state, metrics = self.train_step(self.state, self.teacher, batch)
+        fetched = self.window.add(step, metrics)
+        if fetched is not None:
+            reporter.step(step - 1, fetched, waited)
+
+    def _evaluate(self, step: int, reporter: Reporter) -> None:
+        self.window.settle()
+        began = time.monotonic()
+        self.metrics = self.evaluate(self._values())
+        reporter.evaluation(step, self.metrics, time.monotonic() - began)
+
+    def _save(self, step: int) -> None:
+        self.window.settle()
+        progress = {
+            "next_batch": step,
+            "window": self.window.rows,
+            "metrics": self.metrics,
+            "versions": versions(),
+        }
+        self.saved.save(self.state, step, progress, self.metrics)
+
+    def _values(self) -> parameters.Params:
+        """What is evaluated and exported: the parameters or their moving average."""
+        params = self.state.ema if self.setup.config.evaluate_ema else self.state.params
+        return parameters.join(params, self.state.statistics)
+
+    def _finish(self) -> Result:
+        """Leaves weights and result in the run directory."""
+        setup, total = self.setup, self.setup.steps.total
+        weights = _export(setup, self._values())
+        seconds = time.monotonic() - self.started
+        images = (total - self.first_step) * setup.config.batch_size
         result = Result(
             step=total,
-            metrics={f"test_{name}": value for name, value in metrics.items()},
-            checkpoint=str(saved.path(total)),
+            metrics={f"test_{name}": value for name, value in self.metrics.items()},
+            checkpoint=str(self.saved.path(total)),
             weights=weights,
             seconds=round(seconds, 3),
-            images_per_second=round((total - first_step) * config.batch_size / seconds, 1),
+            images_per_second=round(images / seconds, 1),
             versions=versions(),
         )
-    if jax.process_index() == 0:
-        text = json.dumps(dataclasses.asdict(result), indent=2) + "\n"
-        replace_file(setup.workdir / RESULT_FILE, text.encode())
-    return result
+        if jax.process_index() == 0:
+            text = json.dumps(dataclasses.asdict(result), indent=2) + "\n"
+            replace_file(setup.workdir / RESULT_FILE, text.encode())
+        return result
 
+    @contextlib.contextmanager
+    def _reporter(self) -> Iterator[Reporter]:
+        steps, config = self.setup.steps, self.setup.config
+        reporter = Reporter(
+            self.setup.workdir,
+            steps_per_epoch=steps.epoch,
+            total_steps=steps.total,
+            batch_size=config.batch_size,
+            first_step=self.first_step,
+            step_utilisation=utilisation(self.train_step, config.peak_flops),
+            active=jax.process_index() == 0,
+        )
+        with contextlib.closing(reporter):
+            yield reporter
 
-def _start(setup: Setup, saved: Checkpoints) -> tuple[TrainState, int]:
-    """The newest checkpoint's state, or a new one; and the steps it has done."""
-    _overview(setup)
-    step = saved.latest_step()
-    if step is not None:
-        logger.info("resuming from step %d of %s", step, setup.workdir)
-        abstract = abstract_state(setup.model_config, setup.optimizer, setup.mesh)
-        return saved.restore(step, abstract), step
-    state = create_state(setup.model_config, setup.optimizer, setup.mesh, setup.config.seed)
-    return state, 0
-
-
-def _overview(setup: Setup) -> None:
-    from clu import parameter_overview
-
-    table = parameter_overview.get_parameter_overview(setup.abstract_params, include_stats=False)
-    cost = flops.cost(setup.model_config)
-    logger.info("parameters of %s:\n%s", setup.config.model.name, table)
-    logger.info(
-        "%s parameters, %.3f GMACs an image; %s training and %s evaluation images; %d steps of "
-        "%d images on %d %s device(s) of %d process(es)",
-        f"{cost.parameters:,}",
-        cost.macs / 1e9,
-        f"{len(setup.train_source):,}",
-        f"{len(setup.eval_source):,}",
-        setup.total_steps,
-        setup.config.batch_size,
-        jax.device_count(),
-        jax.devices()[0].device_kind,
-        jax.process_count(),
-    )
-
-
-def _compile_step(setup: Setup, state: TrainState) -> Any:
-    """The jitted step, compiled for this state and batch; the state given to it is consumed."""
-    config = setup.config
-    step = make_train_step(
-        setup.graphdef,
-        setup.optimizer,
-        setup.schedule,
-        seed=config.seed,
-        num_classes=setup.model_config.num_classes,
-        label_smoothing=config.label_smoothing,
-    )
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    jitted = jax.jit(
-        step, donate_argnums=0, out_shardings=(shardings, parallel.replicated(setup.mesh))
-    )
-    rows = parallel.batch_sharding(setup.mesh)
-    images = (config.batch_size, *config.model.image_size, 3)
-    batch = {
-        "image": jax.ShapeDtypeStruct(images, "uint8", sharding=rows),
-        "label": jax.ShapeDtypeStruct(images[:1], "int32", sharding=rows),
-    }
-    began = time.monotonic()
-    compiled = jitted.lower(state, batch).compile()
-    logger.info("compiled the training step in %s", duration(time.monotonic() - began))
-    return compiled
-
-
-def _reading(setup: Setup) -> pipeline.Reading:
-    return pipeline.Reading(
-        threads=setup.config.data.threads,
-        prefetch=setup.config.data.prefetch,
-        process=jax.process_index(),
-        processes=jax.process_count(),
-    )
-
-
-def _train_batches(setup: Setup, first_step: int) -> Any:
-    config = setup.config
-    return pipeline.train_batches(
-        setup.train_source,
-        image_size=config.model.image_size,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        crop_scale=config.data.crop_scale,
-        crop_ratio=config.data.crop_ratio,
-        first_batch=first_step,
-        reading=_reading(setup),
-    )
-
-
-def _eval_batches(setup: Setup) -> Any:
-    return pipeline.eval_batches(
-        setup.eval_source,
-        image_size=setup.config.model.image_size,
-        batch_size=setup.config.eval_batch_size,
-        protocol=setup.config.data.eval_protocol,
-        reading=_reading(setup),
-    )
-
-
-def _reporter(setup: Setup, first_step: int) -> Reporter:
-    return Reporter(
-        setup.workdir,
-        steps_per_epoch=setup.steps_per_epoch,
-        total_steps=setup.total_steps,
-        batch_size=setup.config.batch_size,
-        first_step=first_step,
-        active=jax.process_index() == 0,
-    )
-
-
-class _Window:
-    """Metrics of the steps since the last log line, each fetched when the next step is queued."""
-
-    def __init__(self, saved: Checkpoints):
-        self._saved = saved
-        self._queued: tuple[int, dict[str, jax.Array]] | None = None
-        self._fetched: list[dict[str, float]] = []
-
-    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        self.settle()
-        self._queued = (step, metrics)
-
-    def settle(self) -> None:
-        """Fetches what is outstanding, so that nothing broken is evaluated or saved."""
-        if self._queued is None:
-            return
-        step, metrics = self._queued
-        self._queued = None
-        values = {name: value.item() for name, value in jax.device_get(metrics).items()}
-        if not math.isfinite(values["loss"]):
-            last = self._saved.latest_step()
-            good = f"{self._saved.path(last)}" if last is not None else "none yet"
-            raise TrainingError(
-                f"loss is {values['loss']} at step {step}; the last good checkpoint: {good}. "
-                "Lower the learning rate, clip gradients (config.optimizer.clip_norm) or look at "
-                "the data, then start again"
-            )
-        self._fetched.append(values)
-
-    def means(self) -> dict[str, float]:
-        """Means since the last call; of the learning rate, the newest."""
-        if not self._fetched:
-            self.settle()
-        rows, self._fetched = self._fetched, []
-        means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
-        return means | {"learning_rate": rows[-1]["learning_rate"]}
+    def _last_good(self) -> str:
+        step = self.saved.latest_step()
+        return "none yet" if step is None else str(self.saved.path(step))
 
 
 def _finished(setup: Setup) -> Result | None:
@@ -275,15 +227,15 @@ def _finished(setup: Setup) -> Result | None:
     if not path.is_file():
         return None
     result = Result(**json.loads(path.read_text()))
-    return result if result.step >= setup.total_steps else None
+    return result if result.step >= setup.steps.total else None
 
 
-def _export(setup: Setup, state: TrainState) -> str:
-    """Leaves the parameters in the run directory as a weights file; returns its path."""
+def _export(setup: Setup, values: parameters.Params) -> str:
+    """Leaves the values in the run directory as a weights file; returns its path."""
     path = setup.workdir / DIRECTORY_FILE
-    params = parallel.gather(state.params)
+    whole = parallel.gather(values)
     if jax.process_index() == 0:
         card = make_card(setup.config.model.name, setup.model_config, source=str(setup.workdir))
         card["evaluation"] = protocol_of(setup.config)
-        write_weights(path, params, card)
+        write_weights(path, whole, card)
     return str(path)

@@ -1,31 +1,40 @@
-"""What a run says: console lines, TensorBoard, metrics.jsonl.
+"""What a run says: console lines or a live bar, TensorBoard, metrics.jsonl, curves.png.
 
-TensorBoard goes through clu, which imports TensorFlow; one background thread does that and all
-writing, so that neither start-up nor the loop waits for it.
+TensorBoard goes through clu, which imports TensorFlow; one background thread does that, all writing
+and the drawing, so that neither start-up nor the loop waits for it.
 """
 
 import json
 import logging
+import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
+from pit_jax.training.curves import draw_curves
+from pit_jax.weights.files import replace_file
+
 logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
+CURVES_FILE = "curves.png"
 
 
 class Reporter:
     """Reports one run; on processes other than the first it does nothing.
 
     Args:
-      workdir: the run directory, where the event files and metrics.jsonl go.
+      workdir: the run directory, where the event files, metrics and curves go. Metrics of steps
+        after `first_step`, from before an interruption, are dropped: they come again.
       steps_per_epoch: to say where the run is.
       total_steps: to say when it ends.
       batch_size: images of a step, for the rate.
       first_step: steps done before this start.
+      step_utilisation: fraction of the devices' peak that one step a second would be, or None.
       active: whether this process is the one that reports.
     """
 
@@ -37,64 +46,84 @@ class Reporter:
         total_steps: int,
         batch_size: int,
         first_step: int = 0,
+        step_utilisation: float | None = None,
         active: bool = True,
     ):
         self._workdir = workdir
         self._steps_per_epoch = steps_per_epoch
         self._total_steps = total_steps
         self._batch_size = batch_size
+        self._step_utilisation = step_utilisation
         self._active = active
         self._last_step = first_step
         self._last_time = time.monotonic()
         self._paused = 0.0
+        self._waited = 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="metrics")
         self._pending: list[Future[None]] = []
         self._writer: Any = None
-        self._submit(self._open)
+        live = active and sys.stderr.isatty()
+        self._bar = tqdm(
+            total=total_steps, initial=first_step, unit="step", disable=not live, dynamic_ncols=True
+        )
+        self._submit(self._open, first_step)
+
+    def step(self, step: int, metrics: Mapping[str, float], data_wait: float) -> None:
+        """Moves the live bar; `data_wait` is for how many seconds the step's batch was waited."""
+        self._waited += data_wait
+        if not self._bar.disable:
+            self._bar.set_postfix_str(
+                f"loss {metrics['loss']:.3f}, top1 {metrics['top1']:.1%}", refresh=False
+            )
+            self._bar.update(step - self._bar.n)
 
     def training(self, step: int, metrics: Mapping[str, float]) -> None:
         """Metrics of training up to `step`, with the rate since the last call and the time left."""
-        now = time.monotonic()
-        seconds = max(now - self._last_time - self._paused, 1e-9)
+        seconds = max(time.monotonic() - self._last_time - self._paused, 1e-9)
         steps_per_second = (step - self._last_step) / seconds
-        rate = steps_per_second * self._batch_size
+        found = {
+            **metrics,
+            "epoch": step / self._steps_per_epoch,
+            "images_per_second": steps_per_second * self._batch_size,
+            "data_wait_fraction": min(self._waited / seconds, 1.0),
+        }
+        mfu = ""
+        if self._step_utilisation is not None:
+            found["mfu"] = steps_per_second * self._step_utilisation
+            mfu = f"  MFU {found['mfu']:.1%}"
         left = (self._total_steps - step) / max(steps_per_second, 1e-9)
-        self._last_step, self._last_time, self._paused = step, now, 0.0
-        epoch = step / self._steps_per_epoch
-        logger.info(
-            "step %d/%d  epoch %.1f  loss %.4f  top1 %.2f %%  lr %.2e  %s images/s  ETA %s",
-            step,
-            self._total_steps,
-            epoch,
-            metrics["loss"],
-            100 * metrics["top1"],
-            metrics["learning_rate"],
-            f"{rate:,.0f}",
-            duration(left),
+        self._say(
+            f"step {step}/{self._total_steps}  epoch {found['epoch']:.1f}  "
+            f"loss {found['loss']:.4f}  top1 {found['top1']:.2%}  lr {found['learning_rate']:.2e}  "
+            f"{found['images_per_second']:,.0f} images/s{mfu}  ETA {duration(left)}"
         )
-        self._write("train", step, {**metrics, "images_per_second": rate, "epoch": epoch})
+        self._last_step, self._last_time = step, time.monotonic()
+        self._paused = self._waited = 0.0
+        self._submit(self._write, "train", step, found)
 
     def evaluation(self, step: int, metrics: Mapping[str, float], seconds: float) -> None:
         """Metrics of an evaluation that took `seconds`, which the training rate leaves out."""
         self._paused += seconds
-        logger.info(
-            "step %d/%d  evaluation of %s images: top1 %.2f %%  top5 %.2f %%  loss %.4f  (%s)",
-            step,
-            self._total_steps,
-            f"{metrics['count']:,}",
-            100 * metrics["top1"],
-            100 * metrics["top5"],
-            metrics["loss"],
-            duration(seconds),
+        self._say(
+            f"step {step}/{self._total_steps}  evaluation of {metrics['count']:,} images: "
+            f"top1 {metrics['top1']:.2%}  top5 {metrics['top5']:.2%}  loss {metrics['loss']:.4f}  "
+            f"({duration(seconds)})"
         )
-        self._write("test", step, metrics)
+        self._submit(self._write, "test", step, metrics)
+        self._submit(draw_curves, self._workdir / METRICS_FILE, self._workdir / CURVES_FILE)
 
     def close(self) -> None:
         """Writes what is left; raises what the writing thread met."""
         self._submit(self._close)
+        self._bar.close()
         self._thread.shutdown()
         for future in self._pending:
             future.result()
+
+    def _say(self, line: str) -> None:
+        self._bar.clear()
+        logger.info(line)
+        self._bar.refresh()
 
     def _submit(self, function: Any, *arguments: Any) -> None:
         if not self._active:
@@ -104,16 +133,17 @@ class Reporter:
             self._pending.remove(future)
         self._pending.append(self._thread.submit(function, *arguments))
 
-    def _write(self, group: str, step: int, metrics: Mapping[str, float]) -> None:
-        named = {f"{group}/{name}": float(value) for name, value in metrics.items()}
-        self._submit(self._write_now, step, named)
-
-    def _open(self) -> None:
+    def _open(self, first_step: int) -> None:
+        path = self._workdir / METRICS_FILE
+        if path.is_file():
+            kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= first_step]
+            replace_file(path, "".join(kept).encode())
         from clu import metric_writers
 
         self._writer = metric_writers.SummaryWriter(str(self._workdir))
 
-    def _write_now(self, step: int, named: dict[str, float]) -> None:
+    def _write(self, group: str, step: int, metrics: Mapping[str, float]) -> None:
+        named = {f"{group}/{name}": float(value) for name, value in metrics.items()}
         with (self._workdir / METRICS_FILE).open("a") as file:
             file.write(json.dumps({"step": step, **named}) + "\n")
         self._writer.write_scalars(step, named)
@@ -121,6 +151,11 @@ class Reporter:
 
     def _close(self) -> None:
         self._writer.close()
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The lines of a file but for one that an interruption cut short."""
+    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 def duration(seconds: float) -> str:

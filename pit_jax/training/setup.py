@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,23 +12,43 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import config_dict
 
-from pit_jax import parallel
+from pit_jax import losses, parallel
 from pit_jax.data.images import check_protocol
 from pit_jax.data.sources import Source, open_source
+from pit_jax.errors import suggestion
 from pit_jax.models import params as parameters
 from pit_jax.models import zoo
+from pit_jax.optim.masks import layer_decay_scales
 from pit_jax.optim.optimizers import make_optimizer
 from pit_jax.optim.schedules import make_schedule, scaled_learning_rate
 from pit_jax.training.checkpoints import CONFIG_FILE
 from pit_jax.training.config import TrainConfig, parse
+from pit_jax.training.durations import to_steps
+from pit_jax.training.step import Learner
 from pit_jax.version import __version__
 from pit_jax.weights.files import replace_file
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Steps:
+    """Durations of a run, all in steps.
+
+    Attributes:
+      epoch: floor(examples / batch size).
+      total: of the run.
+      log, evaluate, checkpoint: between two of each.
+    """
+
+    epoch: int
+    total: int
+    log: int
+    evaluate: int
+    checkpoint: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,25 +59,23 @@ class Setup:
       config: its configuration.
       workdir: its directory, which exists and can be written.
       mesh: all devices.
-      model_config: the network, and `graphdef`, `abstract_params` its structure.
+      model_config: the network, and `abstract` its values' shapes.
+      teacher_config: the teacher's network; None without distillation.
+      learner: what a training step is made of.
       train_source: the training split, `eval_source` the held-out one.
-      schedule: learning rate by step; `optimizer` uses it.
-      steps_per_epoch: floor(examples / batch size).
-      total_steps: steps of the whole run.
+      steps: the run's durations.
     """
 
     config: TrainConfig
     workdir: Path
     mesh: Mesh
     model_config: Any
-    graphdef: nnx.GraphDef
-    abstract_params: parameters.Params
+    teacher_config: Any | None
+    abstract: parameters.Params
+    learner: Learner
     train_source: Source
     eval_source: Source
-    schedule: optax.Schedule
-    optimizer: optax.GradientTransformation
-    steps_per_epoch: int
-    total_steps: int
+    steps: Steps
 
 
 def prepare(
@@ -77,48 +96,86 @@ def prepare(
     """
     parsed = parse(config)
     directory = _writable(Path(workdir).expanduser())
-    for name in ("batch_size", "eval_batch_size"):
-        parallel.check_batch_size(f"config.{name}", getattr(parsed, name))
+    _check_batches(parsed)
     mesh = parallel.make_mesh(parsed.fsdp)
-    data = parsed.data
-    check_protocol(data.eval_protocol)
-    train_source = open_source(data.name, data.train_split, data.data_dir)
-    eval_source = open_source(data.name, data.eval_split, data.data_dir)
-    steps_per_epoch = len(train_source) // parsed.batch_size
-    if not steps_per_epoch:
-        raise ValueError(
-            f"config.batch_size={parsed.batch_size} is more than the {len(train_source)} examples "
-            f"of {train_source.name}; use a smaller batch"
-        )
-    model_config = model_config_of(parsed, eval_source.num_classes)
-    graphdef, abstract_params = zoo.abstract(model_config, dtype=jnp.dtype(parsed.model.dtype))
-    schedule = _schedule(parsed, steps_per_epoch)
-    optimizer = make_optimizer(
-        parsed.optimizer.name,
-        schedule,
-        weight_decay=parsed.optimizer.weight_decay,
-        clip_norm=parsed.optimizer.clip_norm,
-        **parsed.optimizer.options,
+    check_protocol(parsed.data.eval_protocol)
+    train_source = open_source(parsed.data.name, parsed.data.train_split, parsed.data.data_dir)
+    eval_source = open_source(parsed.data.name, parsed.data.eval_split, parsed.data.data_dir)
+    model_config = _model_config(parsed, eval_source.num_classes)
+    teacher_config = _teacher_config(parsed, model_config)
+    steps = _steps(parsed, train_source)
+    graphdef, abstract = zoo.abstract(model_config, dtype=jnp.dtype(parsed.model.dtype))
+    teacher = None
+    if teacher_config is not None:
+        teacher, _ = zoo.abstract(teacher_config, dtype=jnp.dtype(parsed.model.dtype))
+    schedule = _schedule(parsed, steps)
+    learner = Learner(
+        graphdef=graphdef,
+        num_classes=model_config.num_classes,
+        optimizer=_optimizer(parsed, schedule, parameters.separate(abstract)[0]),
+        schedule=schedule,
+        teacher=teacher,
     )
     setup = Setup(
         config=parsed,
         workdir=directory,
         mesh=mesh,
         model_config=model_config,
-        graphdef=graphdef,
-        abstract_params=abstract_params,
+        teacher_config=teacher_config,
+        abstract=abstract,
+        learner=learner,
         train_source=train_source,
         eval_source=eval_source,
-        schedule=schedule,
-        optimizer=optimizer,
-        steps_per_epoch=steps_per_epoch,
-        total_steps=steps_per_epoch * parsed.epochs,
+        steps=steps,
     )
     _record(setup, allow_config_changes)
     return setup
 
 
-def model_config_of(config: TrainConfig, num_classes: int) -> Any:
+def _check_batches(config: TrainConfig) -> None:
+    parallel.check_batch_size("config.eval_batch_size", config.eval_batch_size)
+    parallel.check_batch_size("config.batch_size", config.batch_size)
+    if config.accumulate > 1:
+        part = config.batch_size // config.accumulate
+        parallel.check_batch_size("config.batch_size / config.accumulate", part)
+    augment = config.augment
+    mixes = augment.mix_probability > 0 and (augment.mixup_alpha > 0 or augment.cutmix_alpha > 0)
+    if mixes and (augment.mix_group % 2 or config.batch_size % augment.mix_group):
+        raise ValueError(
+            f"config.augment.mix_group={augment.mix_group} must be even and divide "
+            f"config.batch_size={config.batch_size}"
+        )
+
+
+def _steps(config: TrainConfig, source: Source) -> Steps:
+    epoch = len(source) // config.batch_size
+    if not epoch:
+        raise ValueError(
+            f"config.batch_size={config.batch_size} is more than the {len(source)} examples of "
+            f"{source.name}; use a smaller batch"
+        )
+    found = {
+        name: to_steps(
+            f"config.{name}",
+            getattr(config, name),
+            steps_per_epoch=epoch,
+            batch_size=config.batch_size,
+        )
+        for name in ("duration", "log_every", "eval_every", "checkpoint_every")
+    }
+    for name, steps in found.items():
+        if steps < 1:
+            raise ValueError(f"config.{name}={getattr(config, name)!r} is less than a step")
+    return Steps(
+        epoch=epoch,
+        total=found["duration"],
+        log=found["log_every"],
+        evaluate=found["eval_every"],
+        checkpoint=found["checkpoint_every"],
+    )
+
+
+def _model_config(config: TrainConfig, num_classes: int) -> Any:
     """The zoo's configuration of `config.model`, for a data set of `num_classes` classes."""
     classes = config.model.num_classes or num_classes
     if classes < num_classes:
@@ -135,17 +192,93 @@ def model_config_of(config: TrainConfig, num_classes: int) -> Any:
     )
 
 
-def _schedule(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:
-    optimizer = config.optimizer
-    return make_schedule(
-        optimizer.schedule,
-        peak=scaled_learning_rate(optimizer.base_learning_rate, config.batch_size),
-        epochs=config.epochs,
-        warmup_epochs=optimizer.warmup_epochs,
-        steps_per_epoch=steps_per_epoch,
-        warmup_lr=optimizer.warmup_learning_rate,
-        min_lr=optimizer.min_learning_rate,
+def _teacher_config(config: TrainConfig, student: Any) -> Any | None:
+    options = config.distillation
+    if options.kind == "none":
+        return None
+    losses.check_distillation(options.kind, options.alpha, options.temperature)
+    if not getattr(student, "distilled", False):
+        name = f"{config.model.name}_distilled"
+        fitting = name if name in zoo.MODELS else "a *_distilled model"
+        raise ValueError(
+            f"config.distillation.kind={options.kind!r} needs a student with a distillation head, "
+            f"which {config.model.name} has not: set config.model.name to {fitting}"
+        )
+    if not options.teacher_weights:
+        raise ValueError(
+            "config.distillation.teacher_weights is not set: the papers' teacher is "
+            "'hf:timm/regnety_160.deit_in1k' (name that tag: the plain name is another set of "
+            "weights), or regnety_160-a5fe301d.pth of the DeiT authors by way of "
+            "convert_torch_weights.py --model=regnety_160"
+        )
+    sizes = {"image_size": config.model.image_size, "num_classes": student.num_classes}
+    return zoo.model_config(options.teacher, **{**sizes, **options.teacher_options})
+
+
+def _schedule(config: TrainConfig, steps: Steps) -> optax.Schedule:
+    options = config.optimizer
+    warmup = to_steps(
+        "config.optimizer.warmup",
+        options.warmup,
+        steps_per_epoch=steps.epoch,
+        batch_size=config.batch_size,
     )
+    if warmup > steps.total:
+        raise ValueError(
+            f"config.optimizer.warmup={options.warmup!r} is longer than "
+            f"config.duration={config.duration!r}"
+        )
+    # The per-epoch schedule counts whole epochs; the smooth one is given a step for an epoch.
+    unit = steps.epoch if options.schedule == "deit" else 1
+    if steps.total % unit or warmup % unit:
+        raise ValueError(
+            "config.optimizer.schedule='deit' changes once an epoch: give config.duration and "
+            f"config.optimizer.warmup in whole epochs of {unit} steps, found {steps.total} and "
+            f"{warmup} steps"
+        )
+    return make_schedule(
+        options.schedule,
+        peak=scaled_learning_rate(options.base_learning_rate, config.batch_size),
+        epochs=steps.total // unit,
+        warmup_epochs=warmup // unit,
+        steps_per_epoch=unit,
+        warmup_lr=options.warmup_learning_rate,
+        min_lr=options.min_learning_rate,
+    )
+
+
+def _optimizer(
+    config: TrainConfig, schedule: optax.Schedule, params: parameters.Params
+) -> optax.GradientTransformation:
+    options = config.optimizer
+    scales = None
+    if options.layer_decay is not None:
+        scales = layer_decay_scales(params, options.layer_decay)
+    optimizer = make_optimizer(
+        options.name,
+        schedule,
+        weight_decay=options.weight_decay,
+        clip_norm=options.clip_norm,
+        layer_scales=scales,
+        **options.options,
+    )
+    if not options.frozen:
+        return optimizer
+    flat = parameters.flatten(params)
+    parts = {path[: index.start()] for path in flat for index in re.finditer("/|$", path)}
+    for part in options.frozen:
+        if part not in parts:
+            raise ValueError(
+                f"config.optimizer.frozen names {part!r}, which is no part of {config.model.name}"
+                f"{suggestion(part, parts)}"
+            )
+    frozen = {path: _is_within(path, options.frozen) for path in flat}
+    still = optax.masked(optax.set_to_zero(), parameters.unflatten(frozen))
+    return optax.chain(optimizer, still)
+
+
+def _is_within(path: str, parts: tuple[str, ...]) -> bool:
+    return any(path == part or path.startswith(f"{part}/") for part in parts)
 
 
 def _writable(directory: Path) -> Path:
@@ -167,23 +300,25 @@ def _record(setup: Setup, allow_changes: bool) -> None:
       ValueError: the directory belongs to another experiment; the differing options are listed.
     """
     path = setup.workdir / CONFIG_FILE
-    options = dataclasses.asdict(setup.model_config)
-    stored = json.loads(json.dumps({"config": dataclasses.asdict(setup.config)}))["config"]
+    record = {
+        "config": dataclasses.asdict(setup.config),
+        "model": {
+            "name": setup.config.model.name,
+            "options": dataclasses.asdict(setup.model_config),
+        },
+        "versions": versions(),
+    }
+    text = json.dumps(record, indent=2) + "\n"
     if path.is_file():
         before = json.loads(path.read_text())["config"]
-        changes = _changes(before, stored)
+        changes = _changes(before, json.loads(text)["config"])
         if changes and not allow_changes:
             raise ValueError(
                 f"{setup.workdir} belongs to another experiment: {'; '.join(changes)}. Use another "
                 "--workdir, or --allow_config_changes to continue it with these"
             )
-    record = {
-        "config": stored,
-        "model": {"name": setup.config.model.name, "options": options},
-        "versions": versions(),
-    }
     if jax.process_index() == 0:
-        replace_file(path, (json.dumps(record, indent=2) + "\n").encode())
+        replace_file(path, text.encode())
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any], path: str = "config") -> list[str]:

@@ -12,12 +12,11 @@ from jax.sharding import Mesh
 
 from pit_jax import parallel
 from pit_jax.models import params as parameters
-from pit_jax.models import zoo
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["step", "params", "optimizer"],
+    data_fields=["step", "params", "statistics", "optimizer", "ema", "skipped"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
@@ -26,42 +25,55 @@ class TrainState:
 
     Attributes:
       step: steps done, int32 scalar.
-      params: the model's parameters, nested dict of float32 arrays.
+      params: what the optimizer trains, nested dict of float32 arrays.
+      statistics: running statistics of batch normalisation; {} of a model without.
       optimizer: the optimizer's own state.
+      ema: moving average of `params`; {} where none is kept.
+      skipped: updates skipped in a row, and in all, int32 (2,).
     """
 
     step: jax.Array
     params: parameters.Params
+    statistics: parameters.Params
     optimizer: optax.OptState
+    ema: parameters.Params
+    skipped: jax.Array
 
 
-def create_state(
-    model_config: Any, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int
+def initial_state(
+    values: parameters.Params, optimizer: optax.GradientTransformation, *, ema: bool
 ) -> TrainState:
-    """Initial state; parameters are drawn on the host and each device is sent its shards."""
-    _, params = parameters.split(zoo.build(model_config, seed=seed))
-    shardings = parallel.state_shardings(mesh, _shapes(model_config, optimizer))
-    params = jax.tree.map(parallel.shard, params, shardings.params)
-    optimizer_state = jax.jit(optimizer.init, out_shardings=shardings.optimizer)(params)
-    return TrainState(parallel.shard(np.int32(0), shardings.step), params, optimizer_state)
-
-
-def abstract_state(
-    model_config: Any, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> TrainState:
-    """Shapes, dtypes and shardings of the state, nothing computed: what a restore needs."""
-    abstract = _shapes(model_config, optimizer)
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        abstract,
-        parallel.state_shardings(mesh, abstract),
+    """The state before the first step, from a model's initial values; can be traced."""
+    params, statistics = parameters.separate(values)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        statistics=statistics,
+        optimizer=optimizer.init(params),
+        ema=jax.tree.map(jnp.copy, params) if ema else {},
+        skipped=jnp.zeros((2,), jnp.int32),
     )
 
 
-def _shapes(model_config: Any, optimizer: optax.GradientTransformation) -> Any:
-    """A `TrainState` of shapes."""
+def create_state(
+    values: parameters.Params, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool
+) -> TrainState:
+    """The state before the first step; each device is sent its shards of the host's values."""
+    initialise = functools.partial(initial_state, optimizer=optimizer, ema=ema)
+    shardings = parallel.state_shardings(mesh, jax.eval_shape(initialise, values))
+    values = jax.tree.map(np.asarray, values)
+    placed = jax.tree.map(parallel.shard, values, parallel.state_shardings(mesh, values))
+    return jax.jit(initialise, out_shardings=shardings)(placed)
 
-    def initialise(params: parameters.Params) -> TrainState:
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
-    return jax.eval_shape(initialise, zoo.abstract(model_config)[1])
+def abstract_state(
+    values: parameters.Params, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool
+) -> TrainState:
+    """Shapes, dtypes and shardings of the state, nothing computed: what a restore needs."""
+    initialise = functools.partial(initial_state, optimizer=optimizer, ema=ema)
+    abstract = jax.eval_shape(initialise, values)
+    return jax.tree.map(_place, abstract, parallel.state_shardings(mesh, abstract))
+
+
+def _place(leaf: Any, sharding: jax.sharding.NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

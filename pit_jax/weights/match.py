@@ -102,9 +102,11 @@ def fitting_models(file: WeightFile) -> list[str]:
 def describe(config: zoo.ModelConfig) -> str:
     """The name of a configuration's model; of one that is no row of the table, its type's."""
     free = ("image_size", "num_classes", "dropout_rate", "attention_dropout_rate", "drop_path_rate")
+    found = dataclasses.asdict(config)
     for name, row in zoo.MODELS.items():
-        changes = {key: getattr(config, key) for key in free if hasattr(config, key)}
-        if type(row) is type(config) and dataclasses.replace(row, **changes) == config:
+        expected = dataclasses.asdict(row)
+        fixed = [field for field in expected if field not in free]
+        if type(row) is type(config) and all(found[key] == expected[key] for key in fixed):
             return name
     return f"this {type(config).__name__.removesuffix('Config')}"
 

@@ -13,8 +13,10 @@ def tiny_config() -> ConfigDict:
     config = default_config()
     config.batch_size = 32
     config.eval_batch_size = 16
-    config.epochs = 3
-    config.log_every_steps = 2
+    config.duration = "3 epochs"
+    config.log_every = "2 steps"
+    config.ema_decay = 0.9
+    config.augment.flip_probability = 0.0
     config.model.name = "pit_ti"
     config.model.image_size = (8, 8)
     config.model.dtype = "float32"
@@ -31,7 +33,7 @@ def tiny_config() -> ConfigDict:
     config.data.eval_split = "test[:37]"
     config.data.eval_protocol = "resize"
     config.optimizer.base_learning_rate = 0.1
-    config.optimizer.warmup_epochs = 1
+    config.optimizer.warmup = "1 epoch"
     return config
 
 

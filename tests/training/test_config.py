@@ -33,11 +33,13 @@ def test_unknown_keys_cannot_be_set(key: str):
 
 def test_every_problem_is_listed_at_once(config: ConfigDict):
     with config.unlocked(), config.data.unlocked():
-        config.epoch = 3
+        config.duratio = "3 epochs"
         config.data.crop_scale = (0.5,)
         del config.batch_size
         config.batch_size = "many"
-    with pytest.raises(ValueError, match=r"config\.epoch is not an option; did you mean") as caught:
+    with pytest.raises(
+        ValueError, match=r"config\.duratio is not an option; did you mean"
+    ) as caught:
         parse(config)
     assert "config.data.crop_scale must be tuple[float, float], found (0.5,)" in str(caught.value)
     assert "config.batch_size must be int, found 'many'" in str(caught.value)
@@ -50,7 +52,7 @@ def test_every_problem_is_listed_at_once(config: ConfigDict):
         ("batch_size", 20, "config.batch_size=20 cannot be split over 8 devices"),
         ("batch_size", 128, r"config.batch_size=128 is more than the 100 examples of digits/train"),
         ("eval_batch_size", 12, "config.eval_batch_size=12 cannot be split"),
-        ("label_smoothing", 1.0, r"label_smoothing must be in \[0, 1\)"),
+        ("augment.label_smoothing", 1.0, r"label_smoothing must be in \[0, 1\)"),
         ("fsdp", 3, "fsdp=3 does not divide the 8 devices"),
         ("model.name", "pit_tiny", r"unknown model 'pit_tiny'; did you mean 'pit_ti'\?"),
         ("model.dtype", "float16", "config.model.dtype must be 'bfloat16' or 'float32'"),
@@ -59,7 +61,16 @@ def test_every_problem_is_listed_at_once(config: ConfigDict):
         ("data.name", "digit", r"unknown data set 'digit'; did you mean 'digits'\?"),
         ("data.eval_protocol", "dei", r"unknown evaluation protocol 'dei'; did you mean 'deit'\?"),
         ("optimizer.name", "adam", r"unknown optimizer 'adam'; did you mean 'adamw'\?"),
-        ("optimizer.warmup_epochs", 9, r"warmup_epochs \(9\) is longer than config.epochs \(3\)"),
+        ("optimizer.warmup", "9 epochs", "warmup='9 epochs' is longer than config.duration='3 ep"),
+        ("optimizer.frozen", ("stage9",), r"names 'stage9', which is no part of pit_ti; did you"),
+        ("duration", "3", "config.duration must be a number and a unit"),
+        ("eval_every", "0 steps", "config.eval_every='0 steps' is less than a step"),
+        ("remat", "all", "config.remat must be 'none' or 'dots', found 'all'"),
+        ("accumulate", 3, "config.batch_size=32 is no multiple of config.accumulate=3"),
+        ("accumulate", 8, r"config.batch_size / config.accumulate=4 cannot be split"),
+        ("augment.mixup_alpha", 0.8, r"mix_group=64 must be even and divide config.batch_size=32"),
+        ("distillation.kind", "hard", "needs a student with a distillation head.*pit_ti_distilled"),
+        ("evaluate_ema", True, "config.evaluate_ema needs config.ema_decay"),
     ],
 )
 def test_an_experiment_that_cannot_run_is_refused_before_it_computes(
@@ -68,6 +79,8 @@ def test_an_experiment_that_cannot_run_is_refused_before_it_computes(
     parent, _, name = key.rpartition(".")
     node = config[parent] if parent else config
     node[name] = value
+    if name == "evaluate_ema":
+        config.ema_decay = None
     with pytest.raises(ValueError, match=message):
         prepare(config, workdir)
     assert not (workdir / "config.json").exists()
@@ -82,10 +95,10 @@ def test_a_workdir_that_cannot_be_written_is_refused(config: ConfigDict, tmp_pat
 def test_a_directory_of_another_experiment_is_refused(config: ConfigDict, workdir: Path):
     prepare(config, workdir)
     prepare(config, workdir)
-    config.epochs = 4
+    config.duration = "4 epochs"
     config.optimizer.weight_decay = 0.1
     with pytest.raises(ValueError, match="belongs to another experiment") as caught:
         prepare(config, workdir)
-    assert "config.epochs was 3, now 4" in str(caught.value)
+    assert "config.duration was '3 epochs', now '4 epochs'" in str(caught.value)
     assert "config.optimizer.weight_decay was 0.05, now 0.1" in str(caught.value)
-    assert prepare(config, workdir, allow_config_changes=True).total_steps == 12
+    assert prepare(config, workdir, allow_config_changes=True).steps.total == 12

@@ -12,7 +12,11 @@ from ml_collections import ConfigDict
 import pit_jax
 from pit_jax.models import params as parameters
 from pit_jax.training import checkpoints, evaluation, loop
+from pit_jax.training.build import initial_values
 from pit_jax.training.setup import prepare
+from pit_jax.training.state import create_state
+from pit_jax.training.window import TrainingError
+from pit_jax.weights import files
 
 
 def events(workdir: Path) -> list[dict[str, float]]:
@@ -37,7 +41,7 @@ def test_a_run_leaves_its_result_metrics_and_weights(finished: Path):
     assert Path(result["checkpoint"]).is_dir()
     lines = events(finished)
     assert [line["step"] for line in lines if "test/top1" in line] == [3, 6, 9]
-    assert [line["step"] for line in lines if "train/loss" in line] == [2, 4, 6, 8]
+    assert [line["step"] for line in lines if "train/loss" in line] == [2, 4, 6, 8, 9]
     assert list(finished.glob("events.out.tfevents.*"))
     assert sorted(path.name for path in (finished / "checkpoints").iterdir() if path.is_dir()) == [
         "6",
@@ -94,12 +98,11 @@ def test_sharded_parameters_train_like_replicated_ones(
 
 
 def test_the_state_is_sharded_where_it_is_large(config: ConfigDict, workdir: Path, monkeypatch):
-    from pit_jax.training.state import create_state
-
     monkeypatch.setattr("pit_jax.parallel.MIN_SHARDED_SIZE", 64)
     config.fsdp = 4
     setup = prepare(config, workdir)
-    state = create_state(setup.model_config, setup.optimizer, setup.mesh, 0)
+    values = initial_values(setup)
+    state = create_state(values, setup.learner.optimizer, setup.mesh, ema=False)
     kernel = state.params["stage1"]["block0"]["mlp"]["fc1"]["kernel"]
     assert kernel.addressable_shards[0].data.size == kernel.size // 4
     moments = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.shape == kernel.shape]
@@ -109,8 +112,10 @@ def test_the_state_is_sharded_where_it_is_large(config: ConfigDict, workdir: Pat
 
 def test_a_loss_that_is_not_finite_stops_the_run(config: ConfigDict, workdir: Path):
     config.optimizer.base_learning_rate = 1e30
-    config.optimizer.warmup_epochs = 0
-    with pytest.raises(loop.TrainingError, match=r"loss is .* at step \d.*last good checkpoint"):
+    config.optimizer.warmup = "0 steps"
+    with pytest.raises(
+        TrainingError, match=r"(loss|gradient_norm) is .* at step \d.*last good checkpoint"
+    ):
         loop.train(config, workdir)
     assert not (workdir / "result.json").exists()
 
@@ -146,8 +151,6 @@ def test_a_directory_without_checkpoints_is_named(tmp_path: Path):
 
 
 def test_the_exported_weights_are_those_of_the_last_checkpoint(finished: Path):
-    from pit_jax.weights import files
-
     exported = files.read(finished / "model.safetensors")
     assert exported.card is not None
     assert exported.card["model"] == "pit_ti"

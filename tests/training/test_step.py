@@ -1,5 +1,6 @@
 """The step's arithmetic against plain formulas."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -11,8 +12,15 @@ import pytest
 from pit_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
 from pit_jax.models import params as parameters
 from pit_jax.models import zoo
-from pit_jax.training.state import TrainState
-from pit_jax.training.step import make_eval_step, make_train_step, normalise, zero_sums
+from pit_jax.training.config import AugmentConfig, DistillationConfig, ModelConfig, TrainConfig
+from pit_jax.training.state import TrainState, initial_state
+from pit_jax.training.step import (
+    Learner,
+    loss_function,
+    make_eval_step,
+    make_train_step,
+    zero_sums,
+)
 
 OPTIONS = {
     "image_size": 8,
@@ -25,8 +33,14 @@ OPTIONS = {
 }
 
 
-def network(name: str = "pit_ti") -> tuple[Any, parameters.Params]:
-    return parameters.split(zoo.build(zoo.model_config(name, **OPTIONS)))
+SETTINGS = TrainConfig(
+    model=ModelConfig(dtype="float32"), augment=AugmentConfig(flip_probability=0.0)
+)
+OPTIMIZER = optax.sgd(0.1)
+
+
+def network(name: str = "pit_ti", **options: Any) -> tuple[Any, parameters.Params]:
+    return parameters.split(zoo.build(zoo.model_config(name, **{**OPTIONS, **options})))
 
 
 def batch(size: int) -> dict[str, np.ndarray]:
@@ -37,38 +51,175 @@ def batch(size: int) -> dict[str, np.ndarray]:
     }
 
 
-def test_images_are_normalised_with_imagenets_statistics():
-    image = batch(1)["image"]
-    expected = (image / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
-    np.testing.assert_allclose(normalise(jnp.asarray(image)), expected, rtol=1e-5, atol=1e-6)
+def normalised(images: np.ndarray) -> np.ndarray:
+    scaled = (images / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
+    return scaled.astype(np.float32)
+
+
+def advance(
+    name: str = "pit_ti",
+    data: dict[str, np.ndarray] | None = None,
+    teacher: tuple[Any, parameters.Params] = (None, {}),
+    steps: int = 1,
+    options: dict[str, Any] | None = None,
+    **settings: Any,
+) -> tuple[TrainState, TrainState, dict[str, jax.Array]]:
+    """States before and after some steps on one batch, and the last metrics."""
+    graphdef, values = network(name, **(options or {}))
+    config = dataclasses.replace(SETTINGS, **settings)
+    learner = Learner(
+        graphdef=graphdef,
+        num_classes=7,
+        optimizer=OPTIMIZER,
+        schedule=lambda step: 0.1,
+        teacher=teacher[0],
+    )
+    step = jax.jit(make_train_step(learner, config))
+    first = state = initial_state(values, OPTIMIZER, ema=config.ema_decay is not None)
+    for _ in range(steps):
+        state, metrics = step(state, teacher[1], data or batch(8))
+    return first, state, metrics
+
+
+def assert_close(found: Any, expected: Any, rtol: float = 1e-4, atol: float = 1e-6) -> None:
+    for left, right in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(left, right, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("name", ["pit_ti", "pit_ti_distilled"])
 def test_a_step_is_the_gradient_of_the_smoothed_cross_entropy(name: str):
-    graphdef, params = network(name)
-    optimizer = optax.sgd(0.1)
-    step = make_train_step(
-        graphdef, optimizer, lambda step: 0.1, seed=0, num_classes=7, label_smoothing=0.1
-    )
-    state = TrainState(jnp.asarray(5, jnp.int32), params, optimizer.init(params))
     data = batch(6)
-    after, metrics = jax.jit(step)(state, data)
+    before, after, metrics = advance(name, data)
+    graphdef, _ = network(name)
 
     def loss(params: parameters.Params) -> jax.Array:
-        logits = parameters.merge(graphdef, params)(normalise(data["image"]), train=True)
+        logits = parameters.merge(graphdef, params)(normalised(data["image"]), train=True)
         logits = logits[0] if isinstance(logits, tuple) else logits
         log_p = jax.nn.log_softmax(logits)
         own = jnp.take_along_axis(log_p, data["label"][:, None], axis=1)[:, 0]
         return -(0.9 * own + 0.1 * log_p.mean(1)).mean()
 
-    expected, gradient = jax.jit(jax.value_and_grad(loss))(params)
+    expected, gradient = jax.jit(jax.value_and_grad(loss))(before.params)
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
     np.testing.assert_allclose(metrics["gradient_norm"], optax.tree.norm(gradient), rtol=1e-5)
-    assert after.step == 6
-    for found, old, slope in zip(
-        *(jax.tree.leaves(tree) for tree in (after.params, params, gradient)), strict=True
+    assert after.step == 1
+    moved = jax.tree.map(lambda old, slope: old - 0.1 * slope, before.params, gradient)
+    assert_close(after.params, moved)
+
+
+def test_accumulation_equals_the_large_batch():
+    _, whole, metrics = advance()
+    _, parts, part_metrics = advance(accumulate=4)
+    assert_close(parts.params, whole.params)
+    assert_close(part_metrics, metrics, rtol=1e-5)
+
+
+def test_rematerialisation_changes_nothing_but_memory():
+    _, plain, _ = advance()
+    _, again, _ = advance(remat="dots")
+    assert_close(again.params, plain.params, rtol=1e-5)
+
+
+def test_rematerialisation_saves_memory():
+    """Counts what the backward pass keeps; on a CPU the compiler would undo the saving."""
+    graphdef, values = network()
+    learner = Learner(
+        graphdef=graphdef, num_classes=7, optimizer=OPTIMIZER, schedule=lambda step: 0.1
+    )
+    inputs = (jnp.zeros((4, 8, 8, 3)), jnp.zeros((4, 7)), jax.random.key(0))
+    kept = {}
+    for remat in ("none", "dots"):
+        loss = loss_function(learner, dataclasses.replace(SETTINGS, remat=remat), {}, {})
+        residuals = jax.eval_shape(
+            lambda values, loss=loss: jax.vjp(lambda p: loss(p, *inputs)[0], values)[1], values
+        )
+        kept[remat] = sum(leaf.size for leaf in jax.tree.leaves(residuals))
+    assert kept["dots"] < 0.6 * kept["none"]
+
+
+def test_the_moving_average_follows_the_parameters():
+    before, after, _ = advance(ema_decay=0.75)
+    expected = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, before.params, after.params)
+    assert_close(after.ema, expected, rtol=1e-5)
+
+
+def test_randomness_is_a_function_of_seed_and_step():
+    options = {"drop_path_rate": 0.5}
+    states = [
+        advance(options=options, steps=steps, seed=seed)[1]
+        for seed, steps in ((1, 2), (1, 2), (2, 2))
+    ]
+    assert_close(states[0], states[1], rtol=0, atol=0)
+    assert not np.allclose(states[0].params["head"]["kernel"], states[2].params["head"]["kernel"])
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_distillation_adds_the_teachers_term(kind: str):
+    data = batch(8)
+    teacher = network(widths=(16, 32))
+    settings = DistillationConfig(kind=kind, alpha=0.4, temperature=2.0)
+    before, _, metrics = advance("pit_ti_distilled", data, teacher, distillation=settings)
+    images = normalised(data["image"])
+    student = parameters.merge(network("pit_ti_distilled")[0], before.params)
+    own, distilled = jax.jit(lambda x: student(x, train=True))(images)
+    taught = jax.jit(parameters.merge(*teacher))(images)
+    targets = optax.smooth_labels(jax.nn.one_hot(data["label"], 7), 0.1)
+    if kind == "hard":
+        term = optax.softmax_cross_entropy_with_integer_labels(distilled, taught.argmax(-1)).mean()
+    else:
+        wanted, found = jax.nn.log_softmax(taught / 2), jax.nn.log_softmax(distilled / 2)
+        term = 4 * (jnp.exp(wanted) * (wanted - found)).mean()
+    expected = 0.6 * optax.softmax_cross_entropy(own, targets).mean() + 0.4 * term
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+
+
+def test_batch_statistics_move_in_training():
+    options = {"image_size": 32, "depths": (1, 1, 1, 1)}
+    graphdef, values = parameters.split(
+        zoo.build(zoo.model_config("resnet50", num_classes=7, **options))
+    )
+    learner = Learner(
+        graphdef=graphdef, num_classes=7, optimizer=OPTIMIZER, schedule=lambda step: 0.1
+    )
+    state = initial_state(values, OPTIMIZER, ema=False)
+    rng = np.random.default_rng(0)
+    data = {
+        "image": rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8),
+        "label": np.arange(4, dtype=np.int32),
+    }
+    after, metrics = jax.jit(make_train_step(learner, SETTINGS))(state, {}, data)
+    assert np.isfinite(metrics["loss"])
+    for old, new in zip(
+        jax.tree.leaves(state.statistics), jax.tree.leaves(after.statistics), strict=True
     ):
-        np.testing.assert_allclose(found, old - 0.1 * slope, rtol=1e-4, atol=1e-6)
+        assert not np.allclose(old, new)
+
+
+def test_an_update_that_is_not_finite_is_skipped_and_counted(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("pit_jax.training.step.IMAGENET_MEAN", (float("nan"),) * 3)
+    before, after, metrics = advance(steps=2, on_nonfinite="skip", ema_decay=0.9)
+    assert not np.isfinite(metrics["loss"])
+    assert_close(after.params, before.params, rtol=0, atol=0)
+    assert_close(after.ema, before.ema, rtol=0, atol=0)
+    assert after.step == 2
+    assert after.skipped.tolist() == [2, 2]
+    assert metrics["skipped"] == 2
+
+
+def test_evaluation_ranks_nan_last_and_ties_as_argmax():
+    class Given:
+        """Stands for a model: its images are its logits."""
+
+        def __call__(self, images: jax.Array) -> jax.Array:
+            return logits
+
+    logits = jnp.array([[1.0, 1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0], [jnp.nan] * 7])
+    data = {"image": jnp.zeros((3, 8, 8, 3), jnp.uint8), "label": jnp.array([0, 1, 0])}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pit_jax.models.params.merge", lambda graphdef, params: Given())
+        sums = make_eval_step(None)({}, data, zero_sums())
+    assert sums["top1"] == 1
+    assert sums["top5"] == 2
 
 
 def test_evaluation_counts_ranks_and_leaves_padding_out():
@@ -77,7 +228,7 @@ def test_evaluation_counts_ranks_and_leaves_padding_out():
     data["label"][[3, 11]] = -1
     sums = jax.jit(make_eval_step(graphdef))(params, data, zero_sums())
     sums = jax.jit(make_eval_step(graphdef))(params, data, sums)
-    logits = np.asarray(jax.jit(parameters.merge(graphdef, params))(normalise(data["image"])))
+    logits = np.asarray(jax.jit(parameters.merge(graphdef, params))(normalised(data["image"])))
     valid = data["label"] >= 0
     order = np.argsort(-logits[valid], axis=1)
     hits = order == data["label"][valid][:, None]

@@ -1,0 +1,149 @@
+"""What a run starts from: data, initial or restored state, the compiled step."""
+
+import logging
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from pit_jax import flops, parallel
+from pit_jax.data import pipeline
+from pit_jax.models import params as parameters
+from pit_jax.models import zoo
+from pit_jax.training.checkpoints import Checkpoints, Progress
+from pit_jax.training.reporting import duration
+from pit_jax.training.setup import Setup
+from pit_jax.training.state import TrainState, abstract_state, create_state
+from pit_jax.training.step import make_train_step
+from pit_jax.weights.load import load_weights
+
+logger = logging.getLogger(__name__)
+
+
+def overview(setup: Setup) -> None:
+    """Says what is about to be trained, on what."""
+    from clu import parameter_overview
+
+    trained, _ = parameters.separate(setup.abstract)
+    cost = flops.cost(setup.model_config)
+    logger.info(
+        "parameters of %s:\n%s",
+        setup.config.model.name,
+        parameter_overview.get_parameter_overview(trained, include_stats=False),
+    )
+    logger.info(
+        "%s parameters, %.3f GMACs an image; %s training and %s evaluation images; %d steps of "
+        "%d images on %d %s device(s) of %d process(es)",
+        f"{cost.parameters:,}",
+        cost.macs / 1e9,
+        f"{len(setup.train_source):,}",
+        f"{len(setup.eval_source):,}",
+        setup.steps.total,
+        setup.config.batch_size,
+        jax.device_count(),
+        jax.devices()[0].device_kind,
+        jax.process_count(),
+    )
+
+
+def start_state(setup: Setup, saved: Checkpoints) -> tuple[TrainState, Progress]:
+    """The newest readable checkpoint's state and progress; else the initial state: from
+    `config.init_from`, or drawn from the seed.
+    """
+    ema = setup.config.ema_decay is not None
+    abstract = abstract_state(setup.abstract, setup.learner.optimizer, setup.mesh, ema=ema)
+    restored = saved.restore_newest(abstract)
+    if restored is not None:
+        logger.info("resuming after step %d of %s", int(restored[0].step), setup.workdir)
+        return restored
+    values = initial_values(setup)
+    return create_state(values, setup.learner.optimizer, setup.mesh, ema=ema), {}
+
+
+def initial_values(setup: Setup) -> parameters.Params:
+    """The model's values before the first step."""
+    config = setup.config
+    if config.init_from is None:
+        return parameters.split(zoo.build(setup.model_config, seed=config.seed))[1]
+    logger.info("starting from the weights %s", config.init_from)
+    return load_weights(
+        config.init_from, setup.model_config, head=config.init_head, seed=config.seed
+    )
+
+
+def teacher_params(setup: Setup) -> parameters.Params:
+    """The teacher's values on the devices; {} without distillation."""
+    weights = setup.config.distillation.teacher_weights
+    if setup.teacher_config is None or weights is None:
+        return {}
+    values = load_weights(weights, setup.teacher_config)
+    logger.info("teacher %s from %s", setup.config.distillation.teacher, weights)
+    shardings = parallel.state_shardings(setup.mesh, values)
+    return jax.tree.map(parallel.shard, values, shardings)
+
+
+def abstract_batch(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and shardings of a training batch."""
+    rows = parallel.batch_sharding(setup.mesh)
+    images = (setup.config.batch_size, *setup.config.model.image_size, 3)
+    return {
+        "image": jax.ShapeDtypeStruct(images, "uint8", sharding=rows),
+        "label": jax.ShapeDtypeStruct(images[:1], "int32", sharding=rows),
+    }
+
+
+def compile_step(setup: Setup, state: Any, teacher: Any) -> Any:
+    """The training step compiled ahead of time; the state given to it is consumed.
+
+    Args:
+      setup: the experiment.
+      state: a `TrainState`, of arrays or of shapes with shardings.
+      teacher: the teacher's values, likewise.
+    """
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    jitted = jax.jit(
+        make_train_step(setup.learner, setup.config),
+        donate_argnums=0,
+        out_shardings=(shardings, parallel.replicated(setup.mesh)),
+    )
+    began = time.monotonic()
+    compiled = jitted.lower(state, teacher, abstract_batch(setup)).compile()
+    logger.info("compiled the training step in %s", duration(time.monotonic() - began))
+    return compiled
+
+
+def _reading(setup: Setup) -> pipeline.Reading:
+    return pipeline.Reading(
+        threads=setup.config.data.threads,
+        prefetch=setup.config.data.prefetch,
+        process=jax.process_index(),
+        processes=jax.process_count(),
+    )
+
+
+def train_batches(setup: Setup, first_batch: int) -> Iterator[Any]:
+    """This process's rows of the training batches, from batch `first_batch` on, without end."""
+    config = setup.config
+    batches = pipeline.train_batches(
+        setup.train_source,
+        image_size=config.model.image_size,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        crop_scale=config.data.crop_scale,
+        crop_ratio=config.data.crop_ratio,
+        first_batch=first_batch,
+        reading=_reading(setup),
+    )
+    return iter(batches)
+
+
+def eval_batches(setup: Setup) -> Any:
+    """This process's rows of the evaluation batches, iterable again and again."""
+    return pipeline.eval_batches(
+        setup.eval_source,
+        image_size=setup.config.model.image_size,
+        batch_size=setup.config.eval_batch_size,
+        protocol=setup.config.data.eval_protocol,
+        reading=_reading(setup),
+    )

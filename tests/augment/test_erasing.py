@@ -71,9 +71,9 @@ class TestAgainstTimm:
         assert 30 < erased < 55
 
     def test_first_that_fits(self):
-        """The first try is as wide as the image, the second too high, the third fits."""
-        areas = jnp.array([0.3, 0.3, 0.2, 0.1])
-        aspects = jnp.array([0.2, 3.0, 1.0, 1.0])
+        """The first try is exactly as high as the image, the second too wide, the third fits."""
+        areas = jnp.array([0.25, 0.3, 0.2, 0.1])
+        aspects = jnp.array([1600 / 560, 0.2, 1.0, 1.0])
         shape = erasing.first_fitting(areas, aspects, SIZE)
         assert tuple(map(int, shape)) == (21, 21)
         assert tuple(map(int, erasing.first_fitting(areas[:2], aspects[:2], SIZE))) == (0, 0)

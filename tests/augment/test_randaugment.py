@@ -54,6 +54,15 @@ class TestAgainstPIL:
         assert (differences[name] == 0).mean() >= 0.999
         assert (differences[name] > 1).mean() <= 1e-4
 
+    @pytest.mark.parametrize("name", ENHANCING)
+    def test_degenerate_images_equal_pil_s(self, photographs, name):
+        """What factor 0 leaves: grey, the mean grey, black, the smoothed image."""
+        operation = jnp.full(4, OPERATIONS.index(name))
+        result = np.asarray(APPLY(photographs, operation, jnp.zeros(4)))
+        for image, pixels in zip(photographs, result, strict=True):
+            expected = apply_operation(Image.fromarray(image), name, 0.0)
+            np.testing.assert_array_equal(pixels, np.asarray(expected))
+
     def test_nothing(self, photographs):
         count = len(photographs)
         operation = jnp.full(count, randaugment.NOTHING)

@@ -127,7 +127,9 @@ def test_forward_and_gradients_equal_the_official_code(
         assert_close(outputs[0], oracle["train_cls"])
         assert_close(outputs[1], oracle["train_dist"])
     by_name = to_torch(gradients, config, "official")
-    norms = np.array([np.linalg.norm(by_name[key].ravel()) for key in official_shapes[name]])
+    norms = [
+        np.linalg.norm(by_name[key].ravel().astype(np.float64)) for key in official_shapes[name]
+    ]
     np.testing.assert_allclose(norms, oracle["grad_norms"], rtol=GRADIENT_TOLERANCE)
 
 

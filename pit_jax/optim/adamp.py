@@ -111,7 +111,7 @@ def scale_by_adamp(
             m, v, decay = moments
             ahead = b1 * m + (1 - b1) * g if nesterov else m
             step = ahead / (jnp.sqrt(v) / root_bias2 + eps)
-            step, projected = _project(w, g, step, _limits(path, w, delta), eps)
+            step, projected = _project(path, w, g, step, delta=delta, eps=eps)
             # The reference decays first, then steps: the same sum, as the projection saw the
             # weights from before either.
             ratio = jnp.where(projected, wd_ratio, 1.0)
@@ -128,45 +128,49 @@ def _bias_correction(decay: float, count: jax.Array) -> jax.Array:
     return -jnp.expm1(count * math.log(decay)) if decay else jnp.ones(())
 
 
-def _limits(
-    path: tuple[Any, ...], weight: jax.Array, delta: float
-) -> list[tuple[tuple[int, ...], float]]:
-    """For each view in the order they are tried, the axes that make up one vector and the cosine
-    below which the view is projected; no view for a bias or a scale.
-    """
-    if weight.ndim <= 1:
-        return []
-    whole = tuple(range(weight.ndim))
-    is_kernel = getattr(path[-1], "key", None) == "kernel"
-    views = [whole[:-1], whole] if is_kernel else [whole]
-    lengths = [math.prod(weight.shape[axis] for axis in axes) for axes in views]
-    return [(axes, delta / math.sqrt(length)) for axes, length in zip(views, lengths, strict=True)]
-
-
 def _project(
+    path: tuple[Any, ...],
     weight: jax.Array,
     gradient: jax.Array,
     step: jax.Array,
-    limits: list[tuple[tuple[int, ...], float]],
+    *,
+    delta: float,
     eps: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """The step without its part along the weights, in the first view whose test fires, and whether
-    one did.
+    """The step without its part along the weights, where the gradient is nearly orthogonal to them
+    per output channel, or else as a whole; and whether it was in either view.
     """
-    result, projected = step, jnp.zeros((), bool)
-    # From the last view to the first: the first one that fires has the last word.
-    for axes, limit in reversed(limits):
-        weight_norm, gradient_norm = _norm(weight, axes), _norm(gradient, axes)
-        # The raw gradient decides, not its mean; PyTorch's cosine bounds each norm from below.
-        cosine = jnp.sum(weight * gradient, axis=axes, keepdims=True)
-        cosine /= jnp.maximum(weight_norm, eps) * jnp.maximum(gradient_norm, eps)
-        fires = jnp.max(jnp.abs(cosine)) < limit
-        unit = weight / (weight_norm + eps)
-        along = jnp.sum(unit * step, axis=axes, keepdims=True)
-        result = jnp.where(fires, step - unit * along, result)
-        projected = projected | fires
-    return result, projected
+    if weight.ndim <= 1:  # biases and scales
+        return step, jnp.zeros((), bool)
+    is_kernel = getattr(path[-1], "key", None) == "kernel"
+    axes = tuple(range(weight.ndim - 1 if is_kernel else weight.ndim))
+    products = [
+        jnp.sum(weight * other, axis=axes, keepdims=True) for other in (weight, gradient, step)
+    ]
+    products.append(jnp.sum(jnp.square(gradient), axis=axes, keepdims=True))
+    size = weight.size // products[0].size
+    factor, projected = _view(products, delta / math.sqrt(size), eps)
+    if is_kernel:
+        whole = [jnp.sum(product, keepdims=True) for product in products]
+        whole_factor, as_whole = _view(whole, delta / math.sqrt(weight.size), eps)
+        factor = jnp.where(projected, factor, whole_factor)
+        projected = projected | as_whole
+    return step - jnp.where(projected, factor, 0.0) * weight, projected
 
 
-def _norm(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    return jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=True))
+def _view(products: list[jax.Array], limit: float, eps: float) -> tuple[jax.Array, jax.Array]:
+    """What multiple of the weights is the step's part along them, and whether all cosines between
+    weights and gradient are below the limit.
+
+    Args:
+      products: of the weights with themselves, the gradient and the step, and of the gradient with
+        itself; one per vector of the view.
+      limit: cosine.
+      eps: as of `adamp`.
+    """
+    squares, with_gradient, with_step, gradient_squares = products
+    norm = jnp.sqrt(squares)
+    # The raw gradient decides, not its mean; PyTorch's cosine bounds each norm from below.
+    bounds = jnp.maximum(norm, eps) * jnp.maximum(jnp.sqrt(gradient_squares), eps)
+    fires = jnp.max(jnp.abs(with_gradient) / bounds) < limit
+    return with_step / jnp.square(norm + eps), fires

@@ -1,20 +1,126 @@
-"""Devices, the mesh they form, and where arrays live on it.
+"""Processes, their devices, the mesh they form, and where arrays live on it.
 
 One mesh ("data", "fsdp") over all devices of all processes. Batches are split over both axes;
 parameters are replicated, or, with fsdp > 1, their large axes are split over "fsdp". The compiler
 places the collectives (`jax.jit` with `NamedSharding` on an Auto mesh).
 """
 
+import logging
+import os
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+logger = logging.getLogger(__name__)
+
 DATA_AXIS = "data"
 FSDP_AXIS = "fsdp"
 # Smaller arrays cost more to gather than they save: biases, norms, class tokens.
 MIN_SHARDED_SIZE = 2**14
+
+
+# What launchers leave in the environment of a job that JAX knows how to join.
+_CLUSTER_VARIABLES = {
+    "SLURM": ("SLURM_JOB_ID", "SLURM_PROCID"),
+    "Open MPI": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    "Kubernetes": ("KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"),
+    "a TPU slice on Kubernetes": ("TPU_WORKER_HOSTNAMES",),
+    "a TPU slice": ("TPU_NAME",),
+}
+
+
+def start_processes(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    timeout: int = 1800,
+    heartbeat_timeout: int = 100,
+) -> None:
+    """Joins this process to the others of its job; does nothing for a job of one process.
+
+    To be called before anything touches a device. TPU slices, SLURM, Kubernetes and Open MPI are
+    recognised by JAX; on plain hosts the three arguments, or the environment variables
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, say who is who.
+
+    Args:
+      coordinator: "host:port" of process 0.
+      num_processes: of the job.
+      process_id: of this process, from 0.
+      timeout: seconds to wait for the others; whole pods can take many minutes to start.
+      heartbeat_timeout: seconds after which a silent process counts as dead and the others end.
+
+    Raises:
+      ValueError: only some of the three given, or a number out of range.
+      RuntimeError: the others did not come in time.
+    """
+    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    num_processes = _number(num_processes, "JAX_NUM_PROCESSES")
+    process_id = _number(process_id, "JAX_PROCESS_ID")
+    given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
+    missing = [name for name, value in given.items() if value is None]
+    cluster = _cluster() if len(missing) == len(given) else None
+    if cluster:
+        logger.info(
+            "joining the other processes of %s; if this hangs, not all have started", cluster
+        )
+    elif len(missing) == len(given) or num_processes == 1:
+        return
+    elif missing:
+        raise ValueError(
+            f"--{', --'.join(missing)} not given: a process on a plain host needs --coordinator, "
+            "--num_processes and --process_id together"
+        )
+    elif not 0 <= int(process_id or 0) < int(num_processes or 0):
+        raise ValueError(f"--process_id={process_id} is not one of {num_processes} processes")
+    else:
+        who = "the others" if process_id == 0 else f"process 0 at {coordinator}"
+        logger.info(
+            "process %s of %s waits up to %d s for %s; if this hangs, start the same command on "
+            "every host and see that they reach %s",
+            process_id,
+            num_processes,
+            timeout,
+            who,
+            coordinator,
+        )
+    jax.distributed.initialize(
+        coordinator,
+        num_processes,
+        process_id,
+        initialization_timeout=timeout,
+        heartbeat_timeout_seconds=heartbeat_timeout,
+    )
+    logger.info(
+        "process %d of %d is in, with %d of %d devices",
+        jax.process_index(),
+        jax.process_count(),
+        jax.local_device_count(),
+        jax.device_count(),
+    )
+
+
+def _number(value: int | None, variable: str) -> int | None:
+    if value is not None or variable not in os.environ:
+        return value
+    try:
+        return int(os.environ[variable])
+    except ValueError as error:
+        raise ValueError(f"${variable} must be a number, found {os.environ[variable]!r}") from error
+
+
+def _cluster() -> str | None:
+    """What kind of cluster started this process, if any."""
+    for name, variables in _CLUSTER_VARIABLES.items():
+        if all(variable in os.environ for variable in variables):
+            return name
+    # A TPU VM created by hand announces itself by its devices alone.
+    accelerators = [*Path("/dev").glob("accel[0-9]*"), *Path("/dev/vfio").glob("[0-9]*")]
+    on_cpu = os.environ.get("JAX_PLATFORMS", "") == "cpu"
+    return "a TPU slice" if accelerators and not on_cpu else None
 
 
 def make_mesh(fsdp: int = 1) -> Mesh:

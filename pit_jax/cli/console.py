@@ -25,6 +25,14 @@ def set_up_logging() -> None:
     logger.setLevel(logging.INFO)
 
 
+def quieten_all_but_the_first() -> None:
+    """In a job of several processes one speaks; from the others only warnings."""
+    import jax
+
+    if jax.process_index() > 0:
+        logging.getLogger("pit_jax").setLevel(logging.WARNING)
+
+
 def set_up_compilation_cache() -> None:
     """Keeps compiled programs between runs, unless JAX is already told where."""
     import jax

@@ -18,6 +18,11 @@ def run() -> None:
     flags.DEFINE_bool(
         "allow_config_changes", False, "Continue a run directory with another configuration."
     )
+    flags.DEFINE_string("coordinator", None, "host:port of process 0, on plain hosts.")
+    flags.DEFINE_integer("num_processes", None, "Processes of the job, on plain hosts.")
+    flags.DEFINE_integer("process_id", None, "Number of this process, on plain hosts.")
+    flags.DEFINE_integer("timeout", 1800, "Seconds to wait for the other processes.")
+    flags.DEFINE_integer("heartbeat", 100, "Seconds after which a silent process counts as dead.")
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(_main, flags_parser=_parse)
 
@@ -59,11 +64,21 @@ def _main(arguments: Sequence[str]) -> None:
         console.fail(f"unexpected argument {arguments[1]!r}: options are written --name=value")
     console.set_up_logging()
     console.set_up_compilation_cache()
+    from pit_jax import parallel
     from pit_jax.training import loop, setup
     from pit_jax.training.checkpoints import CheckpointError
     from pit_jax.training.window import TrainingError
 
     options = flags.FLAGS
+    console.or_fail(
+        parallel.start_processes,
+        options.coordinator,
+        options.num_processes,
+        options.process_id,
+        timeout=options.timeout,
+        heartbeat_timeout=options.heartbeat,
+    )
+    console.quieten_all_but_the_first()
     prepared = console.or_fail(
         setup.prepare,
         options.config,

@@ -4,9 +4,11 @@ TFDS sets are read as ArrayRecord through `tfds.data_source`, without TensorFlow
 encoded image and its label; decoding belongs to the pipeline's threads.
 """
 
+import contextlib
 import dataclasses
 import io
 import os
+import sys
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
@@ -96,7 +98,9 @@ def prepare_digits(data_dir: str | None = None) -> Digits:
         root.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(root / "digits.lock"):
             builder = Digits(data_dir=str(root), file_format="array_record")
-            builder.download_and_prepare()
+            # TFDS tells its progress partly on standard output, which belongs to results.
+            with contextlib.redirect_stdout(sys.stderr):
+                builder.download_and_prepare()
     except OSError as error:
         raise ValueError(
             f"cannot prepare the digits in {root}: {error}; set data_dir or $PIT_JAX_CACHE to a "

@@ -20,7 +20,7 @@ from pit_jax.models import zoo
 from pit_jax.training.config import TrainConfig
 from pit_jax.training.step import make_eval_step, zero_sums
 from pit_jax.weights import files, load
-from pit_jax.weights.cards import card_config
+from pit_jax.weights.match import identify
 
 
 def make_evaluator(
@@ -113,9 +113,7 @@ def evaluate_weights(
       ValueError: weights that do not fit, data that is not there.
     """
     file = files.read(weights)
-    name, config = _identify(file, model)
-    if image_size is not None:
-        config = dataclasses.replace(config, image_size=image_size)
+    name, config = identify(file, model, image_size=image_size)
     check_protocol(protocol.crop)
     source = open_source(protocol.data, protocol.split, protocol.data_dir)
     if config.num_classes < source.num_classes:
@@ -143,15 +141,3 @@ def evaluate_weights(
         **metrics,
         "seconds": time.monotonic() - began,
     }
-
-
-def _identify(file: files.WeightFile, model: str | None) -> tuple[str, Any]:
-    """Name and configuration of the model that a file's weights are of."""
-    if file.card is not None and model in (None, file.card["model"]):
-        return file.card["model"], card_config(file.card)
-    names = [model] if model else load.fitting_models(file)
-    if len(names) != 1:
-        raise ValueError(
-            f"{file.source} fits {', '.join(names) or 'no model'}: name one with --model"
-        )
-    return names[0], zoo.model_config(names[0])

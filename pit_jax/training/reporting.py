@@ -117,8 +117,18 @@ class Reporter:
         self._submit(self._close)
         self._bar.close()
         self._thread.shutdown()
-        for future in self._pending:
-            future.result()
+        self._harvest(list(self._pending))
+
+    def _harvest(self, done: list[Future[None]]) -> None:
+        """Raises what the writing thread met; a disk that is full only warns, since no metric is
+        worth a run, and the checkpoints have their own say.
+        """
+        for future in done:
+            self._pending.remove(future)
+            try:
+                future.result()
+            except OSError as error:
+                logger.warning("cannot write metrics to %s: %s", self._workdir, error)
 
     def _say(self, line: str) -> None:
         self._bar.clear()
@@ -128,9 +138,7 @@ class Reporter:
     def _submit(self, function: Any, *arguments: Any) -> None:
         if not self._active:
             return
-        for future in [future for future in self._pending if future.done()]:
-            future.result()
-            self._pending.remove(future)
+        self._harvest([future for future in self._pending if future.done()])
         self._pending.append(self._thread.submit(function, *arguments))
 
     def _open(self, first_step: int) -> None:

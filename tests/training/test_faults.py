@@ -1,0 +1,93 @@
+"""Checkpoints that are damaged, of another model, or cannot be written."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from pit_jax.training import loop
+from pit_jax.training.checkpoints import CheckpointError
+
+ROOT = Path(__file__).parents[2]
+TINY = Path(__file__).with_name("tiny.py")
+
+
+@pytest.fixture
+def interrupted(finished: Path, workdir: Path) -> Path:
+    """A run with checkpoints of steps 6 and 9 that has not been finished."""
+    shutil.copytree(finished, workdir)
+    for name in ("result.json", "model.safetensors"):
+        (workdir / name).unlink()
+    return workdir
+
+
+LIMITED = """
+import resource, runpy
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=240
+    )
+
+
+def data_files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and "/d/" in str(path)]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing"])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(
+    interrupted: Path, finished: Path, config: ConfigDict, damage: str, caplog
+):
+    for path in data_files(interrupted / "checkpoints" / "9"):
+        if damage == "missing":
+            path.unlink()
+        else:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with caplog.at_level("INFO", logger="pit_jax"):
+        result = loop.train(config, interrupted)
+    assert "checkpoint of step 9 cannot be read" in caplog.text
+    assert "resuming after step 6" in caplog.text
+    assert (interrupted / "checkpoints" / "damaged-9").is_dir()
+    assert result.metrics == loop.train(config, finished).metrics
+
+
+def test_a_half_written_checkpoint_is_no_checkpoint(interrupted: Path, config: ConfigDict, caplog):
+    folder = interrupted / "checkpoints"
+    (folder / "9").rename(folder / "9.orbax-checkpoint-tmp")
+    with caplog.at_level("INFO", logger="pit_jax"):
+        loop.train(config, interrupted)
+    assert "resuming after step 6" in caplog.text
+
+
+def test_a_checkpoint_of_another_model_is_refused_and_kept(interrupted: Path, config: ConfigDict):
+    from pit_jax.training.setup import prepare
+
+    config.model.options.widths = (16, 32)
+    with pytest.raises(ValueError, match="belongs to another experiment"):
+        loop.train(config, interrupted)
+    with pytest.raises(CheckpointError, match=r"is of another model: \d+ parameters differ"):
+        loop.run(prepare(config, interrupted, allow_config_changes=True))
+    assert (interrupted / "checkpoints" / "9").is_dir()
+
+
+def test_a_full_disk_is_named_and_loses_nothing(workdir: Path):
+    """Files are limited to a size that metadata stays under and parameters do not."""
+    arguments = [f"--config={TINY}", f"--workdir={workdir}"]
+    first = run("train.py", *arguments, "--config.duration=3 steps")
+    assert first.stdout.startswith("done: step=3"), first.stderr
+    ended = run("-c", LIMITED, *arguments, "--allow_config_changes")
+    assert ended.returncode == 2, ended.stderr
+    # The checkpoint library's own threads may have last words.
+    errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert errors[0].startswith("error: cannot write")
+    assert "Intact: 3" in errors[0]
+    assert (workdir / "checkpoints" / "3").is_dir()

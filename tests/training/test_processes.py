@@ -1,0 +1,226 @@
+"""Real processes: equal results on any number of them, and what happens when one is told to end,
+or is killed.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pit_jax.models import params as parameters
+from pit_jax.training import checkpoints
+
+ROOT = Path(__file__).parents[2]
+TINY = Path(__file__).with_name("tiny.py")
+DEADLINE = 240
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+class Job:
+    """A training of one or more processes, each with its devices."""
+
+    def __init__(self, workdir: Path, processes: int, devices: int, *options: str):
+        command = [sys.executable, "train.py", f"--config={TINY}", f"--workdir={workdir}", *options]
+        if processes > 1:
+            command += [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={processes}"]
+        environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}
+        self.processes = [
+            subprocess.Popen(
+                command + ([f"--process_id={index}"] if processes > 1 else []),
+                cwd=ROOT,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for index in range(processes)
+        ]
+
+    def outputs(self) -> list[tuple[str, str]]:
+        return [process.communicate(timeout=DEADLINE) for process in self.processes]
+
+    def succeed(self) -> list[str]:
+        """Waits for the end; the last line of every process."""
+        outputs = self.outputs()
+        assert [process.returncode for process in self.processes] == [0] * len(outputs), outputs
+        return [output.strip().splitlines()[-1] for output, _ in outputs]
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + DEADLINE
+        while not condition():
+            ended = [process for process in self.processes if process.poll() is not None]
+            assert not ended, ended[0].communicate()
+            assert time.monotonic() < end
+            time.sleep(0.002)
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.communicate()
+
+
+@contextlib.contextmanager
+def job(workdir: Path, processes: int, devices: int, *options: str) -> Iterator[Job]:
+    """A job of which nothing is left behind, whatever happens."""
+    started = Job(workdir, processes, devices, *options)
+    try:
+        yield started
+    finally:
+        started.kill()
+
+
+def complete(workdir: Path, processes: int, devices: int, *options: str) -> list[str]:
+    with job(workdir, processes, devices, *options) as started:
+        return started.succeed()
+
+
+def metrics(workdir: Path) -> list[dict[str, float]]:
+    """What was logged, but for what the clock decides."""
+    timed = ("images_per_second", "data_wait_fraction")
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {name: value for name, value in line.items() if not name.endswith(timed)} for line in lines
+    ]
+
+
+def assert_same_state(found: Path, expected: Path) -> None:
+    """Parameters, moving average, optimizer state and metrics are equal to the bit."""
+    import orbax.checkpoint as ocp
+
+    steps = [
+        int(path.name) for path in (expected / "checkpoints").iterdir() if path.name.isdecimal()
+    ]
+    for item in ("params", "ema", "optimizer"):
+        with ocp.StandardCheckpointer() as checkpointer:
+            left, right = (
+                parameters.flatten(
+                    checkpointer.restore(directory / "checkpoints" / str(max(steps)) / item)
+                )
+                for directory in (found, expected)
+            )
+        assert left.keys() == right.keys()
+        for name, value in right.items():
+            np.testing.assert_array_equal(left[name], value, err_msg=f"{item}/{name}")
+    assert metrics(found) == metrics(expected)
+
+
+@pytest.mark.parametrize(("processes", "devices", "fsdp"), [(1, 1, 1), (2, 2, 2), (4, 1, 1)])
+def test_equal_results_on_any_devices(
+    finished: Path, tmp_path: Path, processes: int, devices: int, fsdp: int
+):
+    lines = complete(
+        tmp_path, processes, devices, "--allow_config_changes", f"--config.fsdp={fsdp}"
+    )
+    assert len(set(lines)) == 1
+    assert lines[0].startswith("done: step=9 ")
+    expected, found = metrics(finished), metrics(tmp_path)
+    assert len(found) == len(expected)
+    for left, right in zip(found, expected, strict=True):
+        assert left == pytest.approx(right, rel=2e-4)
+        for name in ("test/count", "test/top1", "test/top5"):
+            assert left.get(name) == right.get(name)
+    restored, _ = checkpoints.restore_params(tmp_path)
+    assert parameters.count(restored) > 0
+
+
+LONG = (
+    "--config.duration=60 steps",
+    "--config.checkpoint_every=5 steps",
+    "--config.eval_every=20 steps",
+    "--config.log_every=7 steps",
+    "--config.optimizer.warmup=3 steps",
+)
+
+
+def saved_steps(workdir: Path) -> list[int]:
+    folder = workdir / "checkpoints"
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
+
+
+def is_saving(workdir: Path) -> bool:
+    return any((workdir / "checkpoints").glob("*orbax-checkpoint-tmp*"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Longer runs on one and on two processes."""
+    directories = {}
+    for processes in (1, 2):
+        directories[processes] = tmp_path_factory.mktemp(f"uninterrupted{processes}")
+        complete(directories[processes], processes, 1, *LONG)
+    return directories
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_killed_three_times_ends_bit_identically(
+    uninterrupted: dict[int, Path], tmp_path: Path, processes: int
+):
+    rng = np.random.default_rng()
+    first, second = sorted(rng.integers(5, 50, 2).tolist())
+    print("killed after steps", first, second, "and during a save")
+    for killed_at in (first, None, second):
+        with job(tmp_path, processes, 1, *LONG) as started:
+            if killed_at is None:
+                started.wait_until(lambda: is_saving(tmp_path))
+            else:
+                started.wait_until(
+                    lambda step=killed_at: max(saved_steps(tmp_path), default=0) >= step
+                )
+    complete(tmp_path, processes, 1, *LONG)
+    assert_same_state(tmp_path, uninterrupted[processes])
+
+
+@pytest.mark.parametrize(
+    ("processes", "number"), [(1, signal.SIGTERM), (1, signal.SIGINT), (2, signal.SIGTERM)]
+)
+def test_a_process_told_to_end_saves_and_the_run_continues(
+    uninterrupted: dict[int, Path], tmp_path: Path, processes: int, number: signal.Signals
+):
+    with job(tmp_path, processes, 1, *LONG) as started:
+        started.wait_until(lambda: bool(saved_steps(tmp_path)))
+        started.processes[-1].send_signal(number)
+        lines = started.succeed()
+    assert len(set(lines)) == 1
+    assert lines[0].startswith("interrupted: step=")
+    assert "run the same command again to continue" in lines[0]
+    step = int(lines[0].split("step=")[1].split()[0])
+    assert saved_steps(tmp_path)[-1] == step < 60
+    assert not (tmp_path / "result.json").exists()
+    complete(tmp_path, processes, 1, *LONG)
+    assert_same_state(tmp_path, uninterrupted[processes])
+
+
+def test_resuming_on_other_processes_keeps_the_batches(
+    uninterrupted: dict[int, Path], tmp_path: Path
+):
+    with job(tmp_path, 1, 1, *LONG) as started:
+        started.wait_until(lambda: bool(saved_steps(tmp_path)))
+    complete(tmp_path, 2, 2, *LONG, "--config.fsdp=2", "--allow_config_changes")
+    for left, right in zip(metrics(tmp_path), metrics(uninterrupted[1]), strict=True):
+        assert left == pytest.approx(right, rel=5e-3)
+
+
+def test_the_others_end_when_a_process_dies(tmp_path: Path):
+    with job(tmp_path, 2, 1, "--config.duration=100000 steps", "--heartbeat=10") as started:
+        started.wait_until(lambda: bool(saved_steps(tmp_path)))
+        started.processes[1].kill()
+        began = time.monotonic()
+        _, errors = started.processes[0].communicate(timeout=120)
+    assert time.monotonic() - began < 60
+    assert started.processes[0].returncode != 0
+    assert errors.strip()

@@ -27,9 +27,13 @@ LUMA = (19595, 38470, 7471)
 def rand_augment(images: jax.Array, keys: jax.Array, policy: Policy) -> jax.Array:
     """Images (B, H, W, 3) uint8 after the operations drawn from `keys` (B,)."""
     operations, values = draw_operations(keys, policy)
-    for layer in range(policy.layers):
-        images = apply_operations(images, operations[:, layer], values[:, layer])
-    return images
+
+    def layer(images: jax.Array, drawn: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        return apply_operations(images, *drawn), None
+
+    # A loop, because across its border a compiler neither draws anew for every pixel that asks nor
+    # warps the first layer anew for every pixel of the second.
+    return jax.lax.scan(layer, images, (operations.T, values.T))[0]
 
 
 def draw_operations(keys: jax.Array, policy: Policy) -> tuple[jax.Array, jax.Array]:

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-SIDE = 112
+SIDE = 88
 
 
 @pytest.fixture(scope="session")

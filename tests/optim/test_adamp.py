@@ -44,17 +44,23 @@ def draws(kind: str) -> dict[str, np.ndarray]:
 
 
 def gradients(step: int) -> dict[str, np.ndarray]:
-    """Noise whose part along the weights is removed: in every channel in odd steps, for the tensor
-    as a whole in step 0, so that the tests fire in either view, or in none.
+    """Noise whose part along the weights is all but removed: for the tensor as a whole in step 0,
+    in every channel in odd steps, so that the tests fire in either view, or in none. In step 3 all
+    channels lean on the weights just below their limit, and the tensor as a whole is above its.
     """
     result = draws(f"gradients {step}")
     for name, weight in draws("weights").items():
-        per_channel = step % 2 and name.endswith("kernel")
+        if weight.ndim == 1 or (step and step % 2 == 0):
+            continue
+        per_channel = step and name.endswith("kernel")
         axes = tuple(range(weight.ndim - 1)) if per_channel else None
-        if weight.ndim > 1 and (step % 2 or step == 0):
-            along = np.sum(result[name] * weight, axes, keepdims=True)
-            # A hundredth is left, for the projection to have something to do.
-            result[name] -= 0.99 * weight * along / np.sum(weight**2, axes, keepdims=True)
+        along = np.sum(result[name] * weight, axes, keepdims=True)
+        square = np.sum(weight**2, axes, keepdims=True)
+        result[name] -= 0.99 * weight * along / square
+        if step == 3 and per_channel:
+            length = np.prod([weight.shape[axis] for axis in axes])
+            norm = np.sqrt(np.sum(result[name] ** 2, axes, keepdims=True))
+            result[name] += 0.08 / np.sqrt(length) * weight * norm / np.sqrt(square)
     return result
 
 

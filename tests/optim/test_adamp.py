@@ -33,8 +33,8 @@ SETTINGS = {
     "never": {"delta": 0.0, "wd_ratio": 0.01, "nesterov": False},
 }
 STEPS = 6
-RATE = 0.05
-DECAY = 0.3
+RATE = 1e-3
+DECAY = 10.0
 
 
 def draws(kind: str) -> dict[str, np.ndarray]:

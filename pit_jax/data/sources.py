@@ -1,7 +1,8 @@
 """Stored images with random access: what a data set looks like to the pipeline.
 
 TFDS sets are read as ArrayRecord through `tfds.data_source`, without TensorFlow. An example is the
-encoded image and its label; decoding belongs to the pipeline's threads.
+encoded image and its label; decoding belongs to the pipeline's threads. Folders of images
+(pit_jax.data.folders) look the same.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from pit_jax.data import folders
 from pit_jax.data.digits import Digits
 from pit_jax.errors import suggestion
 
@@ -59,17 +61,23 @@ def open_source(name: str, split: str, data_dir: str | None = None) -> Source:
     """Opens a split for reading; the digits are prepared first where they are not yet.
 
     Args:
-      name: "digits", "synthetic", or a TFDS classification set such as "imagenet2012".
-      split: a split of that set; TFDS slices such as "train[:1%]" work.
+      name: "digits", "synthetic", "folder:/path" (a directory per class), or a TFDS
+        classification set such as "imagenet2012".
+      split: a split of that set; TFDS slices such as "train[:1%]" work. Of a folder, a sub-folder
+        such as "train" or "val"; "all" where it has none.
       data_dir: where TFDS keeps it; None for TFDS's default, and for the digits a folder in the
         user's cache.
 
     Raises:
-      ValueError: no such set or split, a set that is not prepared as ArrayRecord, one without
-        images and labels. The message says where it looked, what it found and what to run.
+      ValueError: no such set, split or folder, an empty one, a set that is not prepared as
+        ArrayRecord, one without images and labels. The message says where it looked, what it
+        found and what to run.
     """
     if name == "synthetic":
         return Source(f"synthetic/{split}", SyntheticImages(), SyntheticImages.num_classes)
+    if name.startswith(folders.PREFIX):
+        files = folders.FolderImages(name.removeprefix(folders.PREFIX), split)
+        return Source(f"{name}/{split}", files, len(files.classes))
     builder = prepare_digits(data_dir) if name == "digits" else _prepared_builder(name, data_dir)
     features = builder.info.features
     if features is None or "image" not in features or "label" not in features:
@@ -110,24 +118,41 @@ def prepare_digits(data_dir: str | None = None) -> Digits:
 
 
 def _prepared_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
-    where = data_dir or tfds.core.constants.DATA_DIR
-    prepare = f"tfds build {name} --file_format=array_record" + (
+    where = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    prepare = f"python -m pit_jax.data.prepare {name}" + (
         f" --data_dir={data_dir}" if data_dir else ""
     )
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
         known = ["digits", "synthetic", *tfds.list_builders()]
-        raise ValueError(f"unknown data set {name!r}{suggestion(name, known)}") from error
-    if not builder.is_prepared():
-        raise ValueError(f"{name} is not prepared in {where}; run: {prepare}")
-    file_format = builder.info.file_format
-    if file_format != tfds.core.FileFormat.ARRAY_RECORD:
         raise ValueError(
-            f"{name} in {builder.data_path} is stored as {file_format.value}, which has no random "
-            f"access; prepare it as ArrayRecord: {prepare}"
+            f"unknown data set {name!r}{suggestion(name, known)}; for a folder of images write "
+            "folder:/path"
+        ) from error
+    if not builder.is_prepared():
+        raise ValueError(
+            f"{name} is not prepared: looked in {where}, found {_versions(where, name)}; run: "
+            f"{prepare}"
+        )
+    file_format = builder.info.file_format
+    if tfds.core.FileFormat.ARRAY_RECORD not in builder.info.available_file_formats():
+        raise ValueError(
+            f"{name} cannot be read in random order: looked in {builder.data_path}, found it "
+            f"stored as {file_format.value}, expected array_record; to convert it, run: {prepare}"
         )
     return builder
+
+
+def _versions(where: Path, name: str) -> str:
+    """What there is of a TFDS set, for messages."""
+    try:
+        found = sorted(path.name for path in (where / name).iterdir())
+    except FileNotFoundError:
+        return f"no folder {name!r}" if where.is_dir() else "no such folder"
+    except OSError as error:
+        return f"no directory that can be read ({error.strerror})"
+    return f"only {name}/ with {', '.join(found) or 'nothing'} in it"
 
 
 class SyntheticImages:

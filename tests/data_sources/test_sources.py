@@ -67,7 +67,11 @@ def test_slices_and_synthetic_images():
     [
         ("digits", "tset", r"no split 'tset'; did you mean 'test'\?; it has train, test"),
         ("imagnet2012", "train", r"unknown data set 'imagnet2012'; did you mean 'imagenet2012'\?"),
-        ("cifar10", "train", r"cifar10 is not prepared in .*; run: tfds build cifar10 --file_f"),
+        (
+            "cifar10",
+            "train",
+            r"looked in .*, found no folder 'cifar10'; run: python -m pit_jax\.data\.prepare ci",
+        ),
     ],
 )
 def test_what_is_missing_is_named(name: str, split: str, message: str, tmp_path: Path):

@@ -1,6 +1,7 @@
 """From stored images to uint8 batches on the host.
 
-    source -> seed, shuffle, repeat -> decode and crop -> this process's rows -> batch -> prefetch
+    source -> seed, shuffle, repeat -> views -> decode, crop, flip, RandAugment -> this process's
+    rows -> batch -> prefetch
 
 Every image of the global batch, its crop included, is a function of (seed, epoch, index) only: the
 random steps come before the rows are split over processes, so any number of processes sees the same
@@ -13,9 +14,13 @@ from typing import TypedDict
 
 import grain
 import numpy as np
+from PIL import Image
 
+from pit_jax.augment.policy import Policy
 from pit_jax.data import images
-from pit_jax.data.sources import Example, Source
+from pit_jax.data.loading import Loader
+from pit_jax.data.randaugment import rand_augment
+from pit_jax.data.sources import Source
 
 PADDING_LABEL = -1
 # More threads than this contend for the interpreter lock without decoding any faster.
@@ -29,19 +34,86 @@ class Row(TypedDict):
     label: np.int32
 
 
-@dataclasses.dataclass(frozen=True)
-class RandomCrop(grain.transforms.RandomMap):
-    """Decodes a random part of an image and resizes it: torchvision's RandomResizedCrop."""
+class TrainRow(Row):
+    """A row for training; `replaced` is the index of the example that could not be decoded and
+    that this one stands for, -1 where there is none.
+    """
+
+    replaced: np.int32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Views:
+    """How training views are drawn from an image, on the host.
+
+    Attributes:
+      size: height and width of a view, in pixels.
+      scale: smallest and largest share of the image's area.
+      ratio: smallest and largest width over height.
+      flip_probability: of a horizontal flip; 0 where the device flips.
+      policy: RandAugment; None where the device does it, or nobody.
+      repeats: views of an image that follow one another; an epoch then shows so many times fewer
+        images, as DeiT's repeated augmentation does.
+    """
 
     size: tuple[int, int]
-    scale: tuple[float, float]
-    ratio: tuple[float, float]
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip_probability: float = 0.0
+    policy: Policy | None = None
+    repeats: int = 1
 
-    def random_map(self, element: Example, rng: np.random.Generator) -> Row:
-        picture = images.decode_rgb(element["image"])
-        box = images.random_crop_box(*picture.size, rng, scale=self.scale, ratio=self.ratio)
-        pixels = images.crop_and_resize(picture, box, self.size)
-        return {"image": pixels, "label": np.int32(element["label"])}
+
+@dataclasses.dataclass(frozen=True)
+class RandomView(grain.transforms.RandomMap):
+    """An example's index to a random view of it: crop, flip, RandAugment, in timm's order."""
+
+    loader: Loader
+    views: Views
+
+    def random_map(self, element: int, rng: np.random.Generator) -> TrainRow:
+        loaded = self.loader(element)
+        height, width, _ = loaded.pixels.shape
+        views = self.views
+        left, top, right, bottom = images.random_crop_box(
+            width, height, rng, scale=views.scale, ratio=views.ratio
+        )
+        crop = Image.fromarray(loaded.pixels[top:bottom, left:right])
+        whole = (0, 0, right - left, bottom - top)
+        picture = Image.fromarray(images.crop_and_resize(crop, whole, views.size))
+        if views.flip_probability > 0 and rng.random() < views.flip_probability:
+            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if views.policy is not None:
+            picture = rand_augment(picture, views.policy, rng)
+        return {
+            "image": np.asarray(picture),
+            "label": np.int32(loaded.label),
+            "replaced": np.int32(loaded.replaced),
+        }
+
+
+class RepeatedViews(grain.MapDataset):
+    """Every example `repeats` times in a row, and in an epoch only the first 1 / `repeats` of them.
+
+    Args:
+      parent: epochs of examples, each in its own order, without end.
+      epoch: examples of an epoch, and so its views.
+      repeats: views of an example.
+    """
+
+    def __init__(self, parent: grain.MapDataset, *, epoch: int, repeats: int) -> None:
+        super().__init__(parent)
+        self._epoch = epoch
+        self._repeats = repeats
+
+    def __len__(self) -> int:
+        return len(self._parent)
+
+    def __getitem__(self, index: int | slice) -> int | grain.MapDataset:
+        if isinstance(index, slice):
+            return self.slice(index)
+        epoch, view = divmod(index, self._epoch)
+        return self._parent[epoch * self._epoch + view // self._repeats]
 
 
 class ProcessRows(grain.MapDataset):
@@ -100,33 +172,41 @@ class Reading:
 
 def train_batches(
     source: Source,
+    views: Views,
     *,
-    image_size: tuple[int, int],
     batch_size: int,
     seed: int,
-    crop_scale: tuple[float, float],
-    crop_ratio: tuple[float, float],
     first_batch: int = 0,
+    bad_images: str = "error",
+    max_bad_images: int = 100,
     reading: Reading = Reading(),
 ) -> grain.IterDataset:
-    """Endless training batches: every example once an epoch, each epoch in an order of its own.
+    """Endless training batches of `TrainRow`s: every example once an epoch, each epoch in an order
+    of its own; with repeats, 1 / repeats of the examples as often.
 
     Batches run across the end of an epoch. Starting at a later batch costs nothing and gives the
     same batches as an uninterrupted run.
 
     Args:
       source: the training split.
-      image_size: height and width of the crops, in pixels.
+      views: what is drawn from an image.
       batch_size: images of the global batch; a multiple of the number of processes.
-      seed: of the order and the crops.
-      crop_scale: smallest and largest share of the image's area.
-      crop_ratio: smallest and largest width over height.
+      seed: of the order and the views.
       first_batch: the batch to start with.
+      bad_images: "error", or "skip" to take the next example's image and label instead of one that
+        does not decode.
+      max_bad_images: as many in a row are skipped.
       reading: threads, prefetching, and this process's share.
+
+    Iterating raises BadImageError, which names the example.
     """
-    crop = RandomCrop(image_size, crop_scale, crop_ratio)
-    examples = grain.MapDataset.source(source.examples).seed(seed).shuffle().repeat()
-    return _batched(examples.random_map(crop), batch_size, reading, first_batch)
+    tries = max_bad_images if bad_images == "skip" else 0
+    loader = Loader(source, uses=views.repeats, max_skips=tries)
+    examples = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+    if views.repeats > 1:
+        examples = RepeatedViews(examples, epoch=len(source), repeats=views.repeats)
+    drawn = examples.random_map(RandomView(loader, views))
+    return _batched(drawn, batch_size, reading, first_batch)
 
 
 def eval_batches(
@@ -148,17 +228,19 @@ def eval_batches(
       batch_size: images of the global batch; a multiple of the number of processes.
       protocol: of `images.PROTOCOLS`.
       reading: threads, prefetching, and this process's share.
+
+    Iterating raises BadImageError: an accuracy must not leave anything out.
     """
     total = -(-len(source) // batch_size) * batch_size
+    loader = Loader(source)
 
     def load(index: int) -> Row:
         if index >= len(source):
             empty = np.zeros((*image_size, 3), np.uint8)
             return {"image": empty, "label": np.int32(PADDING_LABEL)}
-        element = source.examples[index]
-        picture = images.decode_rgb(element["image"])
-        pixels = images.evaluation_crop(picture, image_size, protocol)
-        return {"image": pixels, "label": np.int32(element["label"])}
+        loaded = loader(index)
+        pixels = images.evaluation_crop(Image.fromarray(loaded.pixels), image_size, protocol)
+        return {"image": pixels, "label": np.int32(loaded.label)}
 
     return _batched(grain.MapDataset.range(total).map(load), batch_size, reading)
 

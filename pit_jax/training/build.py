@@ -2,20 +2,23 @@
 
 import logging
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
 from pit_jax import flops, parallel
 from pit_jax.data import pipeline
+from pit_jax.data.loading import BadImageError
 from pit_jax.models import params as parameters
 from pit_jax.models import zoo
 from pit_jax.training.checkpoints import Checkpoints, Progress
+from pit_jax.training.placement import placement
 from pit_jax.training.reporting import duration
 from pit_jax.training.setup import Setup
 from pit_jax.training.state import TrainState, abstract_state, create_state
 from pit_jax.training.step import make_train_step
+from pit_jax.training.window import TrainingError
 from pit_jax.weights.load import load_weights
 
 logger = logging.getLogger(__name__)
@@ -122,20 +125,69 @@ def _reading(setup: Setup) -> pipeline.Reading:
     )
 
 
-def train_batches(setup: Setup, first_batch: int) -> Iterator[Any]:
-    """This process's rows of the training batches, from batch `first_batch` on, without end."""
-    config = setup.config
-    batches = pipeline.train_batches(
-        setup.train_source,
-        image_size=config.model.image_size,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        crop_scale=config.data.crop_scale,
-        crop_ratio=config.data.crop_ratio,
-        first_batch=first_batch,
-        reading=_reading(setup),
-    )
-    return iter(batches)
+class TrainBatches:
+    """This process's rows of the training batches, from batch `first_batch` on, without end.
+
+    Attributes:
+      bad_images: indices of the examples skipped so far, in this process and since its start.
+
+    Iterating raises TrainingError for an image that does not decode, or one too many.
+    """
+
+    def __init__(self, setup: Setup, first_batch: int):
+        config = setup.config
+        place = placement(config)
+        self._source = setup.train_source
+        self._options = config.data
+        views = pipeline.Views(
+            size=config.model.image_size,
+            scale=config.data.crop_scale,
+            ratio=config.data.crop_ratio,
+            flip_probability=place.host_flip,
+            policy=place.host_policy,
+            repeats=config.data.repeats,
+        )
+        batches = pipeline.train_batches(
+            setup.train_source,
+            views,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            first_batch=first_batch,
+            bad_images=config.data.bad_images,
+            max_bad_images=config.data.max_bad_images,
+            reading=_reading(setup),
+        )
+        self._batches = iter(batches)
+        self.bad_images: set[int] = set()
+
+    def __iter__(self) -> "TrainBatches":
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        try:
+            batch = dict(next(self._batches))
+        except BadImageError as error:
+            raise TrainingError(
+                f"{error}; to go on without such images set config.data.bad_images='skip' and "
+                "--allow_config_changes"
+                if self._options.bad_images == "error"
+                else f"{error}; it is one of more than {self._options.max_bad_images} in a row"
+            ) from error
+        replaced = batch.pop("replaced")
+        self._count({int(index) for index in replaced[replaced >= 0]})
+        return batch
+
+    def _count(self, replaced: set[int]) -> None:
+        for index in sorted(replaced - self.bad_images):
+            logger.warning("%s, example %d does not decode: skipped", self._source.name, index)
+        self.bad_images |= replaced
+        limit = self._options.max_bad_images
+        if len(self.bad_images) > limit:
+            raise TrainingError(
+                f"{len(self.bad_images)} images of {self._source.name} do not decode, more than "
+                f"config.data.max_bad_images={limit}: examples "
+                f"{', '.join(map(str, sorted(self.bad_images)[:10]))}, ...; repair the data"
+            )
 
 
 def eval_batches(setup: Setup) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
+from pit_jax.augment.policy import parse as parse_policy
 from pit_jax.errors import suggestion
 
 
@@ -39,17 +40,27 @@ class DataConfig:
     """Which images, and how they are cut."""
 
     name: str = "imagenet2012"
-    """A TFDS classification set, or "digits", or "synthetic"."""
+    """A TFDS classification set, "folder:/path" (classes inside), "digits" or "synthetic"."""
     data_dir: str | None = None
     """Where the set is prepared; None for TFDS's own default (digits: the user's cache)."""
     train_split: str = "train"
-    """Split that is trained on; TFDS slices such as "train[:1%]" work."""
+    """Split that is trained on: TFDS slices such as "train[:1%]", or a folder's sub-folder."""
     eval_split: str = "validation"
     """Split that is evaluated on."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """Share of the image's area a training crop covers, drawn uniformly."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Width over height of a training crop, drawn log-uniformly."""
+    repeats: int = 1
+    """Views of an image in a row; an epoch then shows so many times fewer images. DeiT's is 3."""
+    randaugment: str = ""
+    """RandAugment policy, such as DeiT's "rand-m9-mstd0.5-inc1"; "" for none."""
+    augment_on: str = "auto"
+    """Where RandAugment runs: "host" (PIL), "device", or "auto": device on GPUs, else host."""
+    bad_images: str = "error"
+    """Training images that do not decode: "error" stops, "skip" takes the next example instead."""
+    max_bad_images: int = 100
+    """So many different ones are skipped by a process before it stops all the same."""
     eval_protocol: str = "deit"
     """Evaluation crop: "deit" (256, centre 224), "timm" (248, centre 224) or "resize"."""
     threads: int = 0
@@ -60,7 +71,8 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """What happens to a training batch on the device. The defaults are PiT's and DeiT's."""
+    """What happens to a training batch on the device, flips before a RandAugment on the host there.
+    The defaults are PiT's and DeiT's."""
 
     flip_probability: float = 0.5
     """Of a horizontal flip, per image."""
@@ -263,24 +275,32 @@ _AT_LEAST_ONE = (
     "max_skips",
     "keep_checkpoints",
     "fsdp",
+    "data.repeats",
+    "data.max_bad_images",
 )
 _CHOICES = {
     "remat": ("none", "dots"),
     "on_nonfinite": ("stop", "skip"),
     "init_head": ("load", "new"),
     "model.dtype": ("bfloat16", "float32"),
+    "data.augment_on": ("auto", "host", "device"),
+    "data.bad_images": ("error", "skip"),
     "distillation.kind": ("none", "hard", "soft"),
 }
 
 
+def _value(config: TrainConfig, path: str) -> Any:
+    return functools.reduce(getattr, path.split("."), config)
+
+
 def _out_of_range(config: TrainConfig) -> list[str]:
     problems = [
-        f"config.{name} must be at least 1, found {getattr(config, name)}"
-        for name in _AT_LEAST_ONE
-        if getattr(config, name) < 1
+        f"config.{path} must be at least 1, found {_value(config, path)}"
+        for path in _AT_LEAST_ONE
+        if _value(config, path) < 1
     ]
     for path, choices in _CHOICES.items():
-        value = functools.reduce(getattr, path.split("."), config)
+        value = _value(config, path)
         if value not in choices:
             expected = " or ".join(map(repr, choices))
             problems.append(f"config.{path} must be {expected}, found {value!r}")
@@ -298,6 +318,11 @@ def _out_of_range(config: TrainConfig) -> list[str]:
         problems.append(f"config.ema_decay must be in (0, 1), found {config.ema_decay}")
     if config.evaluate_ema and config.ema_decay is None:
         problems.append("config.evaluate_ema needs config.ema_decay")
+    if config.data.randaugment:
+        try:
+            parse_policy(config.data.randaugment)
+        except ValueError as error:
+            problems.append(f"config.data.randaugment: {error}")
     if config.batch_size % config.accumulate:
         problems.append(
             f"config.batch_size={config.batch_size} is no multiple of "

@@ -10,7 +10,6 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 from ml_collections import config_dict
@@ -18,13 +17,13 @@ from ml_collections import config_dict
 from pit_jax import parallel
 from pit_jax.models import params as parameters
 from pit_jax.training.build import (
+    TrainBatches,
     compile_step,
     eval_batches,
     logger,
     overview,
     start_state,
     teacher_params,
-    train_batches,
 )
 from pit_jax.training.checkpoints import Checkpoints
 from pit_jax.training.evaluation import make_evaluator, protocol_of
@@ -129,14 +128,15 @@ class _Run:
     def to_the_end(self) -> Result | Interrupted:
         """Trains; returns when all steps are done or the process was told to end."""
         steps = self.setup.steps
-        batches = train_batches(self.setup, self.first_step)
+        batches = TrainBatches(self.setup, self.first_step)
         with orderly() as stopper, self._reporter() as reporter:
             for step in range(self.first_step + 1, steps.total + 1):
                 self._step(step, batches, reporter)
                 last = step == steps.total
                 if step % steps.log == 0 or last:
                     self.window.settle()
-                    reporter.training(step, self.window.means())
+                    bad = {"bad_images": len(batches.bad_images)}
+                    reporter.training(step, self.window.means() | bad)
                 if step % steps.evaluate == 0 or last:
                     self._evaluate(step, reporter)
                 stop = stopper.requested(step)
@@ -150,7 +150,7 @@ class _Run:
         self.saved.wait()
         return self._finish()
 
-    def _step(self, step: int, batches: Iterator[Any], reporter: Reporter) -> None:
+    def _step(self, step: int, batches: TrainBatches, reporter: Reporter) -> None:
         began = time.monotonic()
         batch = parallel.to_global(self.setup.mesh, next(batches))
         waited = time.monotonic() - began

@@ -20,6 +20,7 @@ from pit_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
 from pit_jax.losses import cross_entropy, distillation_loss
 from pit_jax.models import params as parameters
 from pit_jax.training.config import TrainConfig
+from pit_jax.training.placement import placement
 from pit_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
@@ -83,6 +84,8 @@ def make_train_step(learner: Learner, config: TrainConfig) -> TrainStep:
 def _augment(
     learner: Learner, config: TrainConfig, key: jax.Array, batch: Batch
 ) -> tuple[jax.Array, jax.Array]:
+    place = placement(config)
+    options = dataclasses.asdict(config.augment) | {"flip_probability": place.device_flip}
     return training_batch(
         key,
         batch["image"],
@@ -91,7 +94,8 @@ def _augment(
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         dtype=jnp.dtype(config.model.dtype),
-        **dataclasses.asdict(config.augment),
+        policy=place.device_policy,
+        **options,
     )
 
 

@@ -1,14 +1,23 @@
 """Order, state and shares of the input pipeline."""
 
+import copy
+import dataclasses
 import itertools
 from typing import Any
 
+import grain
 import numpy as np
 import pytest
+from PIL import Image
 
-from pit_jax.data import images, pipeline, sources
+from pit_jax.augment import policy
+from pit_jax.data import images, loading, pipeline, randaugment, sources
 
 BATCH = 32
+POLICY = policy.parse("rand-m9-mstd0.5-inc1")
+# Five batches of 32 are more than an epoch of 100 views, and neither is a multiple of three.
+REPEATED = {"repeats": 3, "policy": POLICY, "flip_probability": 0.5}
+VIEWS = {field.name for field in dataclasses.fields(pipeline.Views)}
 
 
 @pytest.fixture(scope="module")
@@ -17,14 +26,10 @@ def source() -> sources.Source:
 
 
 def training(source: sources.Source, **options: Any):
-    arguments = {
-        "image_size": (12, 10),
-        "batch_size": BATCH,
-        "seed": 3,
-        "crop_scale": (0.5, 1.0),
-        "crop_ratio": (0.75, 4 / 3),
-    }
-    return pipeline.train_batches(source, **{**arguments, **options})
+    drawn = {"size": (12, 10), "scale": (0.5, 1.0)}
+    drawn |= {key: options.pop(key) for key in list(options) if key in VIEWS}
+    arguments = {"batch_size": BATCH, "seed": 3} | options
+    return pipeline.train_batches(source, pipeline.Views(**drawn), **arguments)
 
 
 def take(batches: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -34,7 +39,7 @@ def take(batches: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 def test_every_example_once_an_epoch_in_a_new_order(source: sources.Source):
     # A crop of the whole image, so that examples can be told apart by their pixels.
-    whole = {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "image_size": (8, 8)}
+    whole = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "size": (8, 8)}
     found, labels = take(training(source, **whole), 8)
     assert found.shape == (256, 8, 8, 3)
     assert (found.dtype, labels.dtype) == (np.uint8, np.int32)
@@ -56,13 +61,17 @@ def test_crops_differ_between_epochs_and_seeds(source: sources.Source):
     assert len(distinct) > 250
 
 
+@pytest.mark.parametrize("drawn", [{}, REPEATED])
 @pytest.mark.parametrize("processes", [2, 4])
-def test_the_global_batch_does_not_depend_on_the_processes(source: sources.Source, processes: int):
-    whole = list(itertools.islice(training(source), 5))
+def test_the_global_batch_does_not_depend_on_the_processes(
+    source: sources.Source, processes: int, drawn: dict[str, Any]
+):
+    whole = list(itertools.islice(training(source, **drawn), 5))
     shares = [
         list(
             itertools.islice(
-                training(source, reading=pipeline.Reading(process=p, processes=processes)), 5
+                training(source, reading=pipeline.Reading(process=p, processes=processes), **drawn),
+                5,
             )
         )
         for p in range(processes)
@@ -73,10 +82,13 @@ def test_the_global_batch_does_not_depend_on_the_processes(source: sources.Sourc
             np.testing.assert_array_equal(joined, batch[name])
 
 
+@pytest.mark.parametrize("drawn", [{}, REPEATED])
 @pytest.mark.parametrize("first", [1, 5])
-def test_starting_at_a_later_batch_continues_bit_identically(source: sources.Source, first: int):
-    uninterrupted, labels = take(training(source), 9)
-    resumed, resumed_labels = take(training(source, first_batch=first), 9 - first)
+def test_starting_at_a_later_batch_continues_bit_identically(
+    source: sources.Source, first: int, drawn: dict[str, Any]
+):
+    uninterrupted, labels = take(training(source, **drawn), 9)
+    resumed, resumed_labels = take(training(source, first_batch=first, **drawn), 9 - first)
     np.testing.assert_array_equal(resumed, uninterrupted[first * BATCH :])
     np.testing.assert_array_equal(resumed_labels, labels[first * BATCH :])
 
@@ -108,3 +120,113 @@ def test_evaluation_counts_every_example_once(source: sources.Source, batch: int
     for index, (image, _) in enumerate(real):
         stored = images.decode_rgb(source.examples[index]["image"])
         np.testing.assert_array_equal(image, np.asarray(stored))
+
+
+WHOLE = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "size": (8, 8)}
+
+
+def test_an_epoch_of_repeats_shows_a_third_of_the_images(source: sources.Source):
+    """An epoch of 100 views: 33 images three times in a row, one once; the next epoch others."""
+    repeated, _ = take(training(source, repeats=3, batch_size=100, **WHOLE), 2)
+    plain, _ = take(training(source, batch_size=100, **WHOLE), 2)
+    positions = np.arange(100) // 3
+    np.testing.assert_array_equal(repeated[:100], plain[positions])
+    np.testing.assert_array_equal(repeated[100:], plain[100 + positions])
+    assert len({image.tobytes() for image in repeated[:100]}) == 34
+
+
+def test_views_of_an_image_differ(source: sources.Source):
+    found, labels = take(training(source, **REPEATED), 3)
+    for start in range(0, 96, 3):
+        assert len({image.tobytes() for image in found[start : start + 3]}) > 1
+        assert len(set(labels[start : start + 3])) == 1
+
+
+def test_an_image_is_decoded_once_for_its_views(source: sources.Source):
+    class Counting:
+        def __init__(self) -> None:
+            self.asked: list[int] = []
+
+        def __len__(self) -> int:
+            return 100
+
+        def __getitem__(self, index: int) -> sources.Example:
+            self.asked.append(index)
+            return source.examples[index]
+
+    examples = Counting()
+    counted = sources.Source("counted", examples, 10)
+    reading = pipeline.Reading(threads=4, prefetch=1)
+    take(training(counted, repeats=4, reading=reading), 3)
+    # 25 images of an epoch of 100 views; what is prefetched may start the next one.
+    assert len(examples.asked[:25]) == len(set(examples.asked[:25]))
+    assert len(examples.asked) <= 4 * BATCH // 4 + 1
+
+
+def test_flip_comes_before_randaugment_in_timms_order(source: sources.Source):
+    plain, _ = take(training(source, **WHOLE), 1)
+    flipped, _ = take(training(source, flip_probability=1.0, **WHOLE), 1)
+    np.testing.assert_array_equal(flipped, plain[:, :, ::-1])
+    shear = dataclasses.replace(POLICY, probability=1.0)
+    both, _ = take(training(source, flip_probability=1.0, policy=shear, **WHOLE), 1)
+    after = [
+        np.asarray(randaugment.rand_augment(Image.fromarray(image), shear, rng))
+        for image, rng in zip(flipped, generators(source), strict=True)
+    ]
+    np.testing.assert_array_equal(both, after)
+
+
+def generators(source: sources.Source) -> list[np.random.Generator]:
+    """Those of the first batch's rows, after crop and flip have drawn from them."""
+
+    def draw(_: int, rng: np.random.Generator) -> np.random.Generator:
+        images.random_crop_box(8, 8, rng, scale=(1.0, 1.0), ratio=(1.0, 1.0))
+        rng.random()
+        return copy.deepcopy(rng)
+
+    order = grain.MapDataset.range(len(source)).seed(3).shuffle().repeat().random_map(draw)
+    return [order[row] for row in range(BATCH)]
+
+
+@pytest.fixture
+def damaged(source: sources.Source) -> sources.Source:
+    """Examples 3, 4 and 99 are cut short; the first two follow one another."""
+    examples: list[Any] = [source.examples[index] for index in range(100)]
+    for index in (3, 4, 99):
+        examples[index] = {**examples[index], "image": examples[index]["image"][:40]}
+    return sources.Source("digits/damaged", examples, 10)
+
+
+def test_a_bad_image_is_named(damaged: sources.Source):
+    message = r"digits/damaged, example \d+: expected the bytes of an image, found 40 bytes that"
+    with pytest.raises(loading.BadImageError, match=message):
+        take(training(damaged), 4)
+    evaluation = pipeline.eval_batches(damaged, image_size=(8, 8), batch_size=4, protocol="resize")
+    with pytest.raises(loading.BadImageError, match="digits/damaged, example 3: expected"):
+        list(evaluation)
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_a_skipped_image_is_replaced_by_the_next(
+    source: sources.Source, damaged: sources.Source, repeats: int
+):
+    options = {"batch_size": 100, "repeats": repeats, **WHOLE}
+    intact = next(iter(training(source, **options)))
+    skipping = next(iter(training(damaged, bad_images="skip", **options)))
+    assert set(intact["replaced"]) == {-1}
+    stands_for = {3: 5, 4: 5, 99: 0}
+    bad = skipping["replaced"] >= 0
+    np.testing.assert_array_equal(skipping["image"][~bad], intact["image"][~bad])
+    if repeats == 1:
+        assert sorted(skipping["replaced"][bad]) == [3, 4, 99]
+    for image, label, index in zip(
+        skipping["image"][bad], skipping["label"][bad], skipping["replaced"][bad], strict=True
+    ):
+        instead = source.examples[stands_for[int(index)]]
+        np.testing.assert_array_equal(image, np.asarray(images.decode_rgb(instead["image"])))
+        assert label == instead["label"]
+
+
+def test_too_many_in_a_row_are_refused(damaged: sources.Source):
+    with pytest.raises(loading.BadImageError, match="example 4"):
+        take(training(damaged, bad_images="skip", max_bad_images=1), 4)

@@ -1,0 +1,84 @@
+"""What the configuration makes of the input: where augmentation runs, bad images in a run."""
+
+import itertools
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from pit_jax.training import build
+from pit_jax.training.config import AugmentConfig, DataConfig, TrainConfig
+from pit_jax.training.placement import placement
+from pit_jax.training.setup import Setup, prepare
+from pit_jax.training.window import TrainingError
+
+
+@pytest.mark.parametrize(
+    ("randaugment", "place", "host", "device"),
+    [
+        ("", "host", (False, 0.0), (False, 0.5)),
+        ("rand-m9", "host", (True, 0.5), (False, 0.0)),
+        ("rand-m9", "auto", (True, 0.5), (False, 0.0)),  # the tests run on a CPU
+        ("rand-m9", "device", (False, 0.0), (True, 0.5)),
+    ],
+)
+def test_flip_and_randaugment_run_once_and_together(
+    randaugment: str, place: str, host: tuple[bool, float], device: tuple[bool, float]
+):
+    found = placement(
+        TrainConfig(
+            data=DataConfig(randaugment=randaugment, augment_on=place),
+            augment=AugmentConfig(flip_probability=0.5),
+        )
+    )
+    assert (found.host_policy is not None, found.host_flip) == host
+    assert (found.device_policy is not None, found.device_flip) == device
+
+
+@pytest.fixture
+def folder(config: ConfigDict, tmp_path: Path) -> ConfigDict:
+    """An experiment on 64 files, of which two are no images."""
+    for index in range(64):
+        path = tmp_path / "images" / f"class{index % 4}" / f"{index:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if index in (4, 5):
+            path.write_bytes(b"no image")
+        else:
+            Image.new("RGB", (9, 9), (index, 0, 0)).save(path)
+    config.data.name = f"folder:{tmp_path / 'images'}"
+    config.data.train_split = config.data.eval_split = "all"
+    return config
+
+
+def batches(config: ConfigDict, workdir: Path, **options: Any) -> build.TrainBatches:
+    config.data.update(options)
+    setup: Setup = prepare(config, workdir)
+    return build.TrainBatches(setup, 0)
+
+
+def test_a_bad_image_stops_the_run_by_name(folder: ConfigDict, workdir: Path):
+    rows = batches(folder, workdir)
+    with pytest.raises(TrainingError, match=r"all, example \d+ \(.*0[45]\.png\): .*'skip'"):
+        list(itertools.islice(rows, 2))
+
+
+def test_skipped_images_are_counted_once(
+    folder: ConfigDict, workdir: Path, caplog: pytest.LogCaptureFixture
+):
+    rows = batches(folder, workdir, bad_images="skip")
+    with caplog.at_level(logging.WARNING, "pit_jax"):
+        for _ in range(6):
+            batch = next(rows)
+            assert set(batch) == {"image", "label"}
+    # Files are ordered by class, 16 in each: 04.png is second of the first, 05.png of the second.
+    assert rows.bad_images == {1, 17}
+    assert len([line for line in caplog.messages if "skipped" in line]) == 2
+
+
+def test_more_than_the_limit_stop_the_run(folder: ConfigDict, workdir: Path):
+    rows = batches(folder, workdir, bad_images="skip", max_bad_images=1)
+    with pytest.raises(TrainingError, match=r"2 images of .* more than config\.data\.max_bad_imag"):
+        list(itertools.islice(rows, 2))

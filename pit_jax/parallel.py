@@ -60,33 +60,8 @@ def start_processes(
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
     num_processes = _number(num_processes, "JAX_NUM_PROCESSES")
     process_id = _number(process_id, "JAX_PROCESS_ID")
-    given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
-    missing = [name for name, value in given.items() if value is None]
-    cluster = _cluster() if len(missing) == len(given) else None
-    if cluster:
-        logger.info(
-            "joining the other processes of %s; if this hangs, not all have started", cluster
-        )
-    elif len(missing) == len(given) or num_processes == 1:
+    if num_processes == 1 or not _has_others(coordinator, num_processes, process_id, timeout):
         return
-    elif missing:
-        raise ValueError(
-            f"--{', --'.join(missing)} not given: a process on a plain host needs --coordinator, "
-            "--num_processes and --process_id together"
-        )
-    elif not 0 <= int(process_id or 0) < int(num_processes or 0):
-        raise ValueError(f"--process_id={process_id} is not one of {num_processes} processes")
-    else:
-        who = "the others" if process_id == 0 else f"process 0 at {coordinator}"
-        logger.info(
-            "process %s of %s waits up to %d s for %s; if this hangs, start the same command on "
-            "every host and see that they reach %s",
-            process_id,
-            num_processes,
-            timeout,
-            who,
-            coordinator,
-        )
     jax.distributed.initialize(
         coordinator,
         num_processes,
@@ -101,6 +76,36 @@ def start_processes(
         jax.local_device_count(),
         jax.device_count(),
     )
+
+
+def _has_others(
+    coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: int
+) -> bool:
+    """Whether there are processes to join; says which, since joining may take a while."""
+    given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
+    missing = [name for name, value in given.items() if value is None]
+    if len(missing) == len(given):
+        cluster = _cluster()
+        if cluster:
+            logger.info("joining the other processes of %s; a hang means some are missing", cluster)
+        return cluster is not None
+    if missing:
+        raise ValueError(
+            f"--{', --'.join(missing)} not given: a process on a plain host needs --coordinator, "
+            "--num_processes and --process_id together"
+        )
+    if not 0 <= int(process_id or 0) < int(num_processes or 0):
+        raise ValueError(f"--process_id={process_id} is not one of {num_processes} processes")
+    logger.info(
+        "process %s of %s waits up to %d s for %s; if this hangs, start the same command on every "
+        "host and see that they reach %s",
+        process_id,
+        num_processes,
+        timeout,
+        "the others" if process_id == 0 else f"process 0 at {coordinator}",
+        coordinator,
+    )
+    return True
 
 
 def _number(value: int | None, variable: str) -> int | None:

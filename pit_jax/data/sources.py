@@ -22,6 +22,9 @@ from pit_jax.data import folders
 from pit_jax.data.digits import Digits
 from pit_jax.errors import suggestion
 
+# TFDS then hands out images as the bytes of their files.
+ENCODED = {"image": tfds.decode.SkipDecoding()}
+
 
 class Example(TypedDict):
     """One stored image: the bytes of its file, and its class."""
@@ -89,7 +92,7 @@ def open_source(name: str, split: str, data_dir: str | None = None) -> Source:
             f"{name} in {builder.data_path} has no split {base_split!r}"
             f"{suggestion(base_split, known)}; it has {', '.join(known)}"
         )
-    examples = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    examples = builder.as_data_source(split, decoders=ENCODED)
     return Source(f"{name}/{split}", examples, features["label"].num_classes)
 
 
@@ -117,19 +120,28 @@ def prepare_digits(data_dir: str | None = None) -> Digits:
     return builder
 
 
-def _prepared_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
-    where = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
-    prepare = f"python -m pit_jax.data.prepare {name}" + (
-        f" --data_dir={data_dir}" if data_dir else ""
-    )
+def registered_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    """TFDS's builder of a set, prepared or not.
+
+    Raises:
+      ValueError: a set that TFDS does not know; the message has the closest name.
+    """
     try:
-        builder = tfds.builder(name, data_dir=data_dir)
+        return tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
         known = ["digits", "synthetic", *tfds.list_builders()]
         raise ValueError(
             f"unknown data set {name!r}{suggestion(name, known)}; for a folder of images write "
             "folder:/path"
         ) from error
+
+
+def _prepared_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    where = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    prepare = f"python -m pit_jax.data.prepare {name}" + (
+        f" --data_dir={data_dir}" if data_dir else ""
+    )
+    builder = registered_builder(name, data_dir)
     if not builder.is_prepared():
         raise ValueError(
             f"{name} is not prepared: looked in {where}, found {_versions(where, name)}; run: "

@@ -1,8 +1,8 @@
 """Between a module and its parameters as a plain nested dict with string keys.
 
 Everything outside the models (optimizer, checkpoints, weight files, jit) sees the dict. `nnx.merge`
-matches leaves by order and takes a dict with renamed or re-ordered keys without a word; `merge`
-here checks first.
+matches leaves by order and takes a dict with renamed or re-ordered keys without a word, so whatever
+comes from a file is checked first (`weights.strict`).
 
 The running statistics of models with batch normalisation travel in the same dict, as one more
 entry, `BATCH_STATS`, with the nesting of the parameters they belong to. They are no parameters:
@@ -32,9 +32,7 @@ def split(model: nnx.Module) -> tuple[nnx.GraphDef, Params]:
 
 
 def merge(graphdef: nnx.GraphDef, params: Params) -> Any:
-    """The module with these parameters; `params` must come from `split`, or have passed
-    `check_against`.
-    """
+    """The module with these parameters, which must have the names and shapes that `split` gives."""
     trained, statistics = separate(params)
     return nnx.merge(graphdef, trained, *([statistics] if statistics else []))
 

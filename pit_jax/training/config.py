@@ -178,6 +178,8 @@ class TrainConfig:
     """Devices over which large parameters and the optimizer state are sharded; 1 replicates."""
     peak_flops: float | None = None
     """Of one device, per second, for the MFU; None for the table of `training.flops_rate`."""
+    tensorboard: bool = True
+    """Write event files beside metrics.jsonl; that imports TensorFlow, in the background."""
     profile_steps: tuple[int, int] = (0, 0)
     """First and last step of a profile, written to the run directory; (0, 0) for none."""
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)

@@ -211,6 +211,7 @@ class _Run:
             batch_size=config.batch_size,
             first_step=self.first_step,
             step_utilisation=utilisation(self.train_step, config.peak_flops),
+            tensorboard=config.tensorboard,
             active=jax.process_index() == 0,
         )
         with contextlib.closing(reporter):

@@ -35,6 +35,7 @@ class Reporter:
       batch_size: images of a step, for the rate.
       first_step: steps done before this start.
       step_utilisation: fraction of the devices' peak that one step a second would be, or None.
+      tensorboard: whether to write event files.
       active: whether this process is the one that reports.
     """
 
@@ -47,6 +48,7 @@ class Reporter:
         batch_size: int,
         first_step: int = 0,
         step_utilisation: float | None = None,
+        tensorboard: bool = True,
         active: bool = True,
     ):
         self._workdir = workdir
@@ -54,6 +56,7 @@ class Reporter:
         self._total_steps = total_steps
         self._batch_size = batch_size
         self._step_utilisation = step_utilisation
+        self._tensorboard = tensorboard
         self._active = active
         self._last_step = first_step
         self._last_time = time.monotonic()
@@ -146,6 +149,8 @@ class Reporter:
         if path.is_file():
             kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= first_step]
             replace_file(path, "".join(kept).encode())
+        if not self._tensorboard:
+            return
         from clu import metric_writers
 
         self._writer = metric_writers.SummaryWriter(str(self._workdir))
@@ -154,11 +159,13 @@ class Reporter:
         named = {f"{group}/{name}": float(value) for name, value in metrics.items()}
         with (self._workdir / METRICS_FILE).open("a") as file:
             file.write(json.dumps({"step": step, **named}) + "\n")
-        self._writer.write_scalars(step, named)
-        self._writer.flush()
+        if self._writer is not None:
+            self._writer.write_scalars(step, named)
+            self._writer.flush()
 
     def _close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 def _whole_lines(path: Path) -> list[str]:

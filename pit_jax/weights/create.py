@@ -7,9 +7,10 @@ from jax.typing import DTypeLike
 
 from pit_jax.models import params as parameters
 from pit_jax.models import zoo
+from pit_jax.weights import files
 from pit_jax.weights.files import Source
-from pit_jax.weights.load import load_weights
-from pit_jax.weights.match import abstract_model
+from pit_jax.weights.load import fit, load_weights
+from pit_jax.weights.match import abstract_model, identify
 
 
 def create_model(
@@ -58,3 +59,21 @@ def create_model(
         return zoo.build(config, dtype=dtype, seed=seed)
     params = load_weights(weights, config, head=head, seed=seed)
     return parameters.merge(abstract_model(config, jnp.dtype(dtype))[0], params)
+
+
+def load_model(weights: Source, *, dtype: DTypeLike = jnp.float32) -> zoo.Model:
+    """The model that a file of weights, a run directory or a repository of the hub holds.
+
+    What it is comes from its card, or, of a file without one, from the shapes: image size, classes
+    and all options are those of the weights.
+
+    Args:
+      weights: as for `create_model`.
+      dtype: of the arithmetic; parameters are float32.
+
+    Raises:
+      ValueError: weights that cannot be read, or that fit no model or several.
+    """
+    file = files.read(weights)
+    _, config = identify(file)
+    return parameters.merge(abstract_model(config, jnp.dtype(dtype))[0], fit(file, config))

@@ -80,7 +80,7 @@ def test_a_checkpoint_of_another_model_is_refused_and_kept(interrupted: Path, co
 
 def test_a_full_disk_is_named_and_loses_nothing(workdir: Path):
     """Files are limited to a size that metadata stays under and parameters do not."""
-    arguments = [f"--config={TINY}", f"--workdir={workdir}"]
+    arguments = [f"--config={TINY}", f"--workdir={workdir}", "--config.tensorboard=False"]
     first = run("train.py", *arguments, "--config.duration=3 steps")
     assert first.stdout.startswith("done: step=3"), first.stderr
     ended = run("-c", LIMITED, *arguments, "--allow_config_changes")

@@ -142,6 +142,14 @@ def test_an_unfinished_run_serves_its_newest_checkpoint(finished: Path, workdir:
         np.testing.assert_array_equal(loaded[name], value)
 
 
+def test_a_run_is_loaded_with_all_its_options(finished: Path):
+    model = pit_jax.load_model(finished)
+    assert (model.config.image_size, model.config.num_classes) == ((8, 8), 10)
+    loaded = parameters.flatten(parameters.split(model)[1])
+    for name, value in last_weights(finished).items():
+        np.testing.assert_array_equal(loaded[name], value)
+
+
 def test_a_directory_without_checkpoints_is_named(tmp_path: Path):
     with pytest.raises(ValueError, match="not a run directory"):
         checkpoints.restore_params(tmp_path)

@@ -139,6 +139,7 @@ def test_equal_results_on_any_devices(
 
 
 LONG = (
+    "--config.tensorboard=False",
     "--config.duration=60 steps",
     "--config.checkpoint_every=5 steps",
     "--config.eval_every=20 steps",
@@ -216,7 +217,14 @@ def test_resuming_on_other_processes_keeps_the_batches(
 
 
 def test_the_others_end_when_a_process_dies(tmp_path: Path):
-    with job(tmp_path, 2, 1, "--config.duration=100000 steps", "--heartbeat=10") as started:
+    with job(
+        tmp_path,
+        2,
+        1,
+        "--config.duration=100000 steps",
+        "--heartbeat=10",
+        "--config.tensorboard=False",
+    ) as started:
         started.wait_until(lambda: bool(saved_steps(tmp_path)))
         started.processes[1].kill()
         began = time.monotonic()

@@ -1,0 +1,276 @@
+"""What the trainer costs beyond the compiled step: on the host, at checkpoints, at the start.
+
+    python benchmarks/trainer.py [--only overhead checkpoint start] [--repeats 5] [--json]
+
+overhead    seconds a step of a whole run takes (dispatch, hand-over of a batch, metrics, logging)
+on a
+            tiny model, next to the same compiled step called in a bare loop on one batch
+checkpoint  how long the loop is blocked by a save of a PiT-S-sized state (parameters, two moments
+            of AdamW, moving average), next to the time until all of it is on disk
+start       from starting train.py on the digits to its first step done, with an empty and with a
+            filled compilation cache, next to a bare `import jax` and one addition
+
+Every figure is the median of repeats, with the smallest and the largest. Files are in the operating
+system's cache in all repeats but the first. On a CPU the step itself, the decoding of images and
+the logging share the cores, so that the overhead includes what they take from each other.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import importlib
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+ROOT = Path(__file__).resolve().parents[1]
+LOG_STEPS = 100  # the default of config.log_every
+BARE_START = "import jax; jax.jit(lambda x: x + 1)(1.0).block_until_ready()"
+PREPARE_DATA = "from pit_jax.data.sources import prepare_digits; prepare_digits()"
+START_LIMIT = 600
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """Seconds of all repeats of one measurement."""
+
+    name: str
+    seconds: list[float]
+    target: float | None = None
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    def __str__(self) -> str:
+        unit, factor = ("ms", 1e3) if self.median < 1 else ("s", 1.0)
+        low, high = min(self.seconds) * factor, max(self.seconds) * factor
+        target = "" if self.target is None else f"  target <= {self.target * factor:g} {unit}"
+        return (
+            f"{self.name:<58} {self.median * factor:9.2f} {unit:<2}  "
+            f"({low:.2f} to {high:.2f}, {len(self.seconds)} repeats){target}"
+        )
+
+
+def overhead(repeats: int, scratch: Path) -> list[Figure]:
+    """Time per step of a real run and of its compiled step alone; windows of 100 steps."""
+    from pit_jax import parallel
+    from pit_jax.training import build, loop
+    from pit_jax.training.reporting import METRICS_FILE
+    from pit_jax.training.setup import prepare
+    from pit_jax.training.state import create_state
+
+    # A run loads its metric writer in the background; here that would fall into what is measured.
+    importlib.import_module("clu.metric_writers")
+    windows = repeats + 1  # the first one starts the input pipeline
+    setup = prepare(_tiny_experiment(windows * LOG_STEPS), scratch / "overhead")
+    state = create_state(
+        build.initial_values(setup), setup.learner.optimizer, setup.mesh, ema=False
+    )
+    compiled = build.compile_step(setup, state, {})
+    batch = parallel.to_global(setup.mesh, next(build.train_batches(setup, 0)))
+
+    def bare_window() -> float:
+        nonlocal state
+        began = time.perf_counter()
+        for _ in range(LOG_STEPS):
+            state, metrics = compiled(state, {}, batch)
+        jax.block_until_ready((state, metrics))
+        return (time.perf_counter() - began) / LOG_STEPS
+
+    bare_window()
+    bare = [bare_window() for _ in range(repeats)]
+    loop.run(setup)
+    bare += [bare_window() for _ in range(repeats)]
+    lines = (setup.workdir / METRICS_FILE).read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if "train/images_per_second" in row][1:]
+    looped = [setup.config.batch_size / row["train/images_per_second"] for row in rows]
+    waited = [
+        seconds * row["train/data_wait_fraction"] for seconds, row in zip(looped, rows, strict=True)
+    ]
+    baseline = statistics.median(bare)
+    return [
+        Figure("a step, bare compiled step in a loop", bare),
+        Figure("a step, in the trainer", looped),
+        Figure("  of which waiting for and handing over the batch", waited),
+        Figure("overhead of the trainer per step", [row - baseline for row in looped], 2e-3),
+    ]
+
+
+def _tiny_experiment(steps: int) -> Any:
+    """A network so small that a step is next to nothing but what surrounds it."""
+    from pit_jax.training.config import default_config
+
+    config = default_config()
+    config.batch_size = config.eval_batch_size = 8 * jax.device_count()
+    for name in ("duration", "eval_every", "checkpoint_every"):
+        config[name] = f"{steps} steps"
+    config.log_every = f"{LOG_STEPS} steps"
+    config.optimizer.warmup = "10 steps"
+    config.augment.flip_probability = 0.0
+    config.model.name = "pit_ti"
+    config.model.image_size = (8, 8)
+    config.model.dtype = "float32"
+    config.model.options = {
+        "patch_size": 2,
+        "stride": 2,
+        "widths": (8, 16),
+        "depths": (1, 1),
+        "heads": (1, 2),
+    }
+    config.data.name = "digits"
+    config.data.eval_split = "test[:64]"
+    config.data.eval_protocol = "resize"
+    return config
+
+
+def checkpoint(repeats: int, scratch: Path) -> list[Figure]:
+    """How long a save blocks, and how long until it is on disk."""
+    from pit_jax import parallel
+    from pit_jax.models import params as parameters
+    from pit_jax.models import zoo
+    from pit_jax.optim.optimizers import make_optimizer
+    from pit_jax.training.checkpoints import Checkpoints
+    from pit_jax.training.state import create_state
+
+    _, values = parameters.split(zoo.build(zoo.model_config("pit_s"), seed=0))
+    state = create_state(values, make_optimizer("adamw", 1e-3), parallel.make_mesh(), ema=True)
+    jax.block_until_ready(state)
+    blocked, written = [], []
+    with contextlib.closing(Checkpoints(scratch / "checkpoint", keep=1)) as saved:
+        for step in range(repeats + 1):  # the first makes folders and threads
+            progress = {"next_batch": step, "window": [], "metrics": {}, "versions": {}}
+            began = time.perf_counter()
+            saved.save(state, step, progress, {})
+            blocked.append(time.perf_counter() - began)
+            saved.wait()
+            written.append(time.perf_counter() - began)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e6
+    return [
+        Figure(f"a save of {size:.0f} MB, until it is on disk", written[1:]),
+        Figure("stall of the loop by a save", blocked[1:], 50e-3),
+        Figure("stall of the loop by the first save of a run", blocked[:1]),
+    ]
+
+
+def start(repeats: int, scratch: Path) -> list[Figure]:
+    """From the start of train.py on the digits to its first step done."""
+    environment = {**os.environ, "PIT_JAX_CACHE": str(scratch / "cache")}
+
+    def program(text: str) -> float:
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-c", text], cwd=ROOT, env=environment, check=True)
+        return time.perf_counter() - began
+
+    program(PREPARE_DATA)
+    bare = [program(BARE_START) for _ in range(repeats)]
+    cold = [
+        _first_step(environment, scratch / f"compiled{index}", scratch / f"cold{index}")
+        for index in range(repeats)
+    ]
+    warm = [
+        _first_step(environment, scratch / "compiled0", scratch / f"warm{index}")
+        for index in range(repeats)
+    ]
+    return [
+        Figure("start of Python, JAX and one compiled addition", bare),
+        Figure("start of the digits run to its first step, empty cache", cold),
+        Figure("start of the digits run to its first step, filled cache", warm, 10.0),
+    ]
+
+
+def _first_step(environment: dict[str, str], compiled: Path, workdir: Path) -> float:
+    """Seconds until a run has logged its first step; the run is then told to end."""
+    command = [sys.executable, "train.py", "--config=configs/digits.py", f"--workdir={workdir}"]
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        [*command, "--config.log_every=1 step"],
+        cwd=ROOT,
+        env={**environment, "JAX_COMPILATION_CACHE_DIR": str(compiled)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    said: list[str] = []
+    with _ended(process):
+        for line in process.stderr or ():
+            said.append(line)
+            if re.search(r" step 1/\d+ ", line):
+                return time.perf_counter() - began
+    raise RuntimeError(f"train.py ended before its first step: {''.join(said[-20:])}")
+
+
+@contextlib.contextmanager
+def _ended(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Leaves no process behind."""
+    try:
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.communicate(timeout=START_LIMIT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+
+
+MEASUREMENTS: dict[str, Callable[[int, Path], list[Figure]]] = {
+    "overhead": overhead,
+    "checkpoint": checkpoint,
+    "start": start,
+}
+
+
+def machine() -> dict[str, Any]:
+    """What the figures are of: processor, devices, load, versions."""
+    from pit_jax.training.setup import versions
+
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.M) if info.exists() else None
+    return {
+        "cpu": found[1] if found else platform.processor(),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2),
+        "system": platform.platform(),
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "python": platform.python_version(),
+        "versions": versions(),
+    }
+
+
+def main() -> None:
+    """Measures what was asked for; prints a table, and JSON on request."""
+    parser = argparse.ArgumentParser(description="Cost of the trainer beyond its compiled step.")
+    parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, default=list(MEASUREMENTS))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--directory", help="where checkpoints are written; default: for temporary")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON as well")
+    options = parser.parse_args()
+    described = machine()
+    for name, value in described.items():
+        print(f"{name:<10} {value}")
+    report: dict[str, Any] = {"machine": described}
+    for name in options.only:
+        with tempfile.TemporaryDirectory(prefix="pit_jax_", dir=options.directory) as scratch:
+            figures = MEASUREMENTS[name](options.repeats, Path(scratch))
+        print(f"\n{name}")
+        for figure in figures:
+            print(figure, flush=True)
+        report[name] = [dataclasses.asdict(row) | {"median": row.median} for row in figures]
+    if options.json:
+        print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -22,6 +22,7 @@ from pit_jax.data import folders
 from pit_jax.data.digits import Digits
 from pit_jax.errors import suggestion
 
+RANDOM_ACCESS = tfds.core.FileFormat.ARRAY_RECORD
 # TFDS then hands out images as the bytes of their files.
 ENCODED = {"image": tfds.decode.SkipDecoding()}
 
@@ -147,11 +148,13 @@ def _prepared_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuild
             f"{name} is not prepared: looked in {where}, found {_versions(where, name)}; run: "
             f"{prepare}"
         )
-    file_format = builder.info.file_format
-    if tfds.core.FileFormat.ARRAY_RECORD not in builder.info.available_file_formats():
+    # Of the formats stored beside the first, only the description on the disk tells.
+    builder = tfds.builder_from_directory(builder.data_path)
+    if RANDOM_ACCESS not in builder.info.available_file_formats():
         raise ValueError(
             f"{name} cannot be read in random order: looked in {builder.data_path}, found it "
-            f"stored as {file_format.value}, expected array_record; to convert it, run: {prepare}"
+            f"stored as {builder.info.file_format.value}, expected {RANDOM_ACCESS.value}; to "
+            f"convert it, run: {prepare}"
         )
     return builder
 

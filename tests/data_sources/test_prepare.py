@@ -1,0 +1,84 @@
+"""Preparing and converting data sets."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pit_jax.data import prepare, sources
+from pit_jax.data.digits import Digits
+
+
+@pytest.fixture(scope="module")
+def tfrecord(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("tfrecord")
+    Digits(data_dir=str(root), file_format="tfrecord").download_and_prepare()
+    return root
+
+
+@pytest.fixture
+def root(tfrecord: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tfrecord, tmp_path / "copy"))
+
+
+def content(source: sources.Source) -> list[tuple[bytes, int]]:
+    examples = (source.examples[index] for index in range(len(source)))
+    return [(example["image"], int(example["label"])) for example in examples]
+
+
+def opened(root: Path) -> sources.Source:
+    builder = sources._prepared_builder("digits", str(root))
+    return sources.Source("digits", builder.as_data_source("test", decoders=sources.ENCODED), 10)
+
+
+def test_another_format_is_refused_and_converted(root: Path):
+    message = r"looked in .*, found it stored as tfrecord, expected array_record; .* run: python -m"
+    with pytest.raises(ValueError, match=message):
+        opened(root)
+    folder = Path(prepare.prepare("digits", str(root)))
+    assert content(opened(root)) == content(sources.open_source("digits", "test"))
+    assert (folder / "digits-test.tfrecord-00000-of-00001").is_file()
+
+
+def test_a_conversion_goes_on_where_it_was(root: Path, capfd: pytest.CaptureFixture[str]):
+    description = next(root.rglob("dataset_info.json"))
+    before = description.read_text()
+    whole = Path(prepare.prepare("digits", str(root)))
+    shards = {path: path.stat().st_mtime_ns for path in whole.glob("*array_record*")}
+    assert len(shards) == 2
+    assert prepare.prepare("digits", str(root)) == str(whole)
+    # As an interruption leaves it: one shard done, the other begun, the description unchanged.
+    done, begun = sorted(shards)
+    begun.rename(begun.with_name(f"unfinished.{begun.name}"))
+    description.write_text(before)
+    prepare.prepare("digits", str(root))
+    assert done.stat().st_mtime_ns == shards[done]
+    assert not list(whole.glob("unfinished*"))
+    assert len(content(opened(root))) == 360
+    assert "converting train" in capfd.readouterr().err
+
+
+def test_a_damaged_shard_is_named(root: Path):
+    shard = next(root.rglob("*train.tfrecord*"))
+    shard.write_bytes(shard.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=r"(cannot read|holds) .*anew in another --data_dir"):
+        prepare.prepare("digits", str(root))
+
+
+def test_missing_archives_are_named(tmp_path: Path):
+    with pytest.raises(
+        ValueError, match=r"looked in .*manual for ILSVRC2012_img_train\.tar, .* fo"
+    ):
+        prepare.prepare("imagenet2012", str(tmp_path))
+    (tmp_path / "ILSVRC2012_img_val.tar").touch()
+    with pytest.raises(ValueError, match=r"found ILSVRC2012_img_val\.tar; get ILSVRC2012_img_tra"):
+        prepare.prepare("imagenet2012", str(tmp_path), str(tmp_path))
+
+
+def test_the_program(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    prepare.main(["digits", f"--data_dir={tmp_path}"])
+    assert capsys.readouterr().out == f"ready: digits in {tmp_path}/digits/1.0.0\n"
+    with pytest.raises(SystemExit) as caught:
+        prepare.main(["digitz"])
+    assert caught.value.code == 2
+    assert "did you mean 'digits'" in capsys.readouterr().err

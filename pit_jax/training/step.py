@@ -59,9 +59,8 @@ def make_train_step(learner: Learner, config: TrainConfig) -> TrainStep:
     def train_step(
         state: TrainState, teacher: parameters.Params, batch: Batch
     ) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        augment_key, model_key = jax.random.split(key)
-        images, targets = _augment(learner, config, augment_key, batch)
+        augment_key, model_key = step_keys(config, state.step)
+        images, targets = augment(config, augment_key, batch, learner.num_classes)
         (loss, (top1, statistics)), gradient = _gradient(
             learner, config, state, teacher, (images, targets, model_key)
         )
@@ -81,16 +80,23 @@ def make_train_step(learner: Learner, config: TrainConfig) -> TrainStep:
     return train_step
 
 
-def _augment(
-    learner: Learner, config: TrainConfig, key: jax.Array, batch: Batch
+def step_keys(config: TrainConfig, step: int | jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Keys of a step's augmentation and of its model."""
+    augment_key, model_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step))
+    return augment_key, model_key
+
+
+def augment(
+    config: TrainConfig, key: jax.Array, batch: Batch, num_classes: int
 ) -> tuple[jax.Array, jax.Array]:
+    """Images (B, H, W, 3) and soft targets (B, K) of a global batch, as the model is given them."""
     place = placement(config)
     options = dataclasses.asdict(config.augment) | {"flip_probability": place.device_flip}
     return training_batch(
         key,
         batch["image"],
         batch["label"],
-        num_classes=learner.num_classes,
+        num_classes=num_classes,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         dtype=jnp.dtype(config.model.dtype),

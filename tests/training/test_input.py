@@ -5,12 +5,17 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from pit_jax.training import build
-from pit_jax.training.config import AugmentConfig, DataConfig, TrainConfig
+from pit_jax.augment.normalise import normalise
+from pit_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
+from pit_jax.training import build, step
+from pit_jax.training.config import AugmentConfig, DataConfig, ModelConfig, TrainConfig
 from pit_jax.training.placement import placement
 from pit_jax.training.setup import Setup, prepare
 from pit_jax.training.window import TrainingError
@@ -82,3 +87,20 @@ def test_more_than_the_limit_stop_the_run(folder: ConfigDict, workdir: Path):
     rows = batches(folder, workdir, bad_images="skip", max_bad_images=1)
     with pytest.raises(TrainingError, match=r"2 images of .* more than config\.data\.max_bad_imag"):
         list(itertools.islice(rows, 2))
+
+
+@pytest.mark.parametrize("place", ["host", "device"])
+def test_randaugment_reaches_the_step_only_on_the_device(place: str):
+    config = TrainConfig(
+        model=ModelConfig(dtype="float32"),
+        data=DataConfig(randaugment="rand-m9-p1-n1", augment_on=place),
+        augment=AugmentConfig(flip_probability=1.0, label_smoothing=0.0),
+    )
+    levels = np.random.default_rng(0).integers(0, 256, (8, 9, 7, 3), np.uint8)
+    batch = {"image": jnp.asarray(levels), "label": jnp.arange(8)}
+    images, targets = step.augment(config, jax.random.key(0), batch, 10)
+    np.testing.assert_array_equal(targets.argmax(-1), np.arange(8))
+    plain = normalise(batch["image"], IMAGENET_MEAN, IMAGENET_STD)
+    unchanged = np.array_equal(images, plain)
+    flipped = np.array_equal(images, plain[:, :, ::-1])
+    assert (unchanged, flipped) == (place == "host", False)

@@ -5,6 +5,7 @@ parameters are replicated, or, with fsdp > 1, their large axes are split over "f
 places the collectives (`jax.jit` with `NamedSharding` on an Auto mesh).
 """
 
+import importlib.util
 import logging
 import os
 from pathlib import Path
@@ -24,11 +25,10 @@ MIN_SHARDED_SIZE = 2**14
 
 # What launchers leave in the environment of a job that JAX knows how to join.
 _CLUSTER_VARIABLES = {
-    "SLURM": ("SLURM_JOB_ID", "SLURM_PROCID"),
+    "SLURM": ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_LOCALID"),
     "Open MPI": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
     "Kubernetes": ("KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"),
     "a TPU slice on Kubernetes": ("TPU_WORKER_HOSTNAMES",),
-    "a TPU slice": ("TPU_NAME",),
 }
 
 
@@ -122,10 +122,11 @@ def _cluster() -> str | None:
     for name, variables in _CLUSTER_VARIABLES.items():
         if all(variable in os.environ for variable in variables):
             return name
-    # A TPU VM created by hand announces itself by its devices alone.
+    # A TPU VM created by hand announces itself by its devices, and has libtpu to drive them.
     accelerators = [*Path("/dev").glob("accel[0-9]*"), *Path("/dev/vfio").glob("[0-9]*")]
     on_cpu = os.environ.get("JAX_PLATFORMS", "") == "cpu"
-    return "a TPU slice" if accelerators and not on_cpu else None
+    drivable = importlib.util.find_spec("libtpu") is not None
+    return "a TPU slice" if accelerators and drivable and not on_cpu else None
 
 
 def make_mesh(fsdp: int = 1) -> Mesh:
@@ -134,13 +135,18 @@ def make_mesh(fsdp: int = 1) -> Mesh:
     Raises:
       ValueError: `fsdp` does not divide the number of devices.
     """
-    devices = jax.device_count()
-    if devices % fsdp:
+    # In the order of processes: the rows that one feeds are contiguous in the global batch.
+    # `jax.make_mesh` follows the wiring instead, and refuses several slices or GPU hosts.
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    if len(devices) % fsdp:
         raise ValueError(
-            f"fsdp={fsdp} does not divide the {devices} devices; choose a divisor of {devices}"
+            f"fsdp={fsdp} does not divide the {len(devices)} devices; choose a divisor of "
+            f"{len(devices)}"
         )
-    return jax.make_mesh(
-        (devices // fsdp, fsdp), (DATA_AXIS, FSDP_AXIS), axis_types=(AxisType.Auto, AxisType.Auto)
+    return Mesh(
+        np.asarray(devices).reshape(-1, fsdp),
+        (DATA_AXIS, FSDP_AXIS),
+        axis_types=(AxisType.Auto, AxisType.Auto),
     )
 
 

@@ -53,3 +53,11 @@ def test_a_batch_that_does_not_divide_is_refused():
         parallel.check_batch_size("config.batch_size", 20)
     with pytest.raises(ValueError, match=r"e.g. 8$"):
         parallel.check_batch_size("config.batch_size", 5)
+
+
+def test_the_mesh_keeps_the_order_of_processes_whatever_order_jax_lists_devices_in(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    in_order = jax.devices()
+    monkeypatch.setattr(jax, "devices", lambda: in_order[::-1])
+    assert parallel.make_mesh(2).devices.ravel().tolist() == in_order

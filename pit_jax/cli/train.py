@@ -29,7 +29,10 @@ def run() -> None:
 
 def _parse(arguments: Sequence[str]) -> list[str]:
     try:
-        return flags.FLAGS(arguments)
+        rest = flags.FLAGS(arguments)
+        # A file that cannot be loaded says so only when something is asked of it.
+        flags.FLAGS.config.keys()
+        return rest
     except AttributeError as error:
         console.fail(_unknown_key(arguments) or error)
     except (flags.Error, KeyError, OSError, TypeError, ValueError) as error:

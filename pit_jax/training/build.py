@@ -70,9 +70,21 @@ def initial_values(setup: Setup) -> parameters.Params:
     if config.init_from is None:
         return parameters.split(zoo.build(setup.model_config, seed=config.seed))[1]
     logger.info("starting from the weights %s", config.init_from)
-    return load_weights(
-        config.init_from, setup.model_config, head=config.init_head, seed=config.seed
+    return _load(
+        "config.init_from",
+        config.init_from,
+        setup.model_config,
+        head=config.init_head,
+        seed=config.seed,
     )
+
+
+def _load(option: str, weights: str, model_config: Any, **choices: Any) -> parameters.Params:
+    """Weights that an option names; what is wrong with them is a matter of the configuration."""
+    try:
+        return load_weights(weights, model_config, **choices)
+    except ValueError as error:
+        raise TrainingError(f"{option}={weights!r}: {error}") from error
 
 
 def teacher_params(setup: Setup) -> parameters.Params:
@@ -80,7 +92,7 @@ def teacher_params(setup: Setup) -> parameters.Params:
     weights = setup.config.distillation.teacher_weights
     if setup.teacher_config is None or weights is None:
         return {}
-    values = load_weights(weights, setup.teacher_config)
+    values = _load("config.distillation.teacher_weights", weights, setup.teacher_config)
     logger.info("teacher %s from %s", setup.config.distillation.teacher, weights)
     shardings = parallel.state_shardings(setup.mesh, values)
     return jax.tree.map(parallel.shard, values, shardings)

@@ -15,6 +15,7 @@ import jax
 from ml_collections import config_dict
 
 from pit_jax import parallel
+from pit_jax.data.loading import BadImageError
 from pit_jax.models import params as parameters
 from pit_jax.training.build import (
     TrainBatches,
@@ -32,7 +33,7 @@ from pit_jax.training.profile import Profile
 from pit_jax.training.reporting import Reporter
 from pit_jax.training.setup import Setup, prepare, versions
 from pit_jax.training.stopping import orderly
-from pit_jax.training.window import Window
+from pit_jax.training.window import TrainingError, Window
 from pit_jax.weights.cards import make_card
 from pit_jax.weights.files import DIRECTORY_FILE, replace_file, write_weights
 
@@ -163,7 +164,10 @@ class _Run:
     def _evaluate(self, step: int, reporter: Reporter) -> None:
         self.window.settle()
         began = time.monotonic()
-        self.metrics = self.evaluate(self._values())
+        try:
+            self.metrics = self.evaluate(self._values())
+        except BadImageError as error:
+            raise TrainingError(str(error)) from error
         reporter.evaluation(step, self.metrics, time.monotonic() - began)
 
     def _save(self, step: int) -> None:

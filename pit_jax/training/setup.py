@@ -95,7 +95,7 @@ def prepare(
       ValueError: one line that names the option, what was found and what to do.
     """
     parsed = parse(config)
-    directory = _writable(Path(workdir).expanduser())
+    directory = _writable(workdir)
     _check_batches(parsed)
     mesh = parallel.make_mesh(parsed.fsdp)
     check_protocol(parsed.data.eval_protocol)
@@ -281,7 +281,12 @@ def _is_within(path: str, parts: tuple[str, ...]) -> bool:
     return any(path == part or path.startswith(f"{part}/") for part in parts)
 
 
-def _writable(directory: Path) -> Path:
+def _writable(workdir: str | os.PathLike[str]) -> Path:
+    if "://" in str(workdir):
+        raise ValueError(
+            f"--workdir={workdir} is an address; give a folder, mounted where it is remote"
+        )
+    directory = Path(workdir).expanduser()
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):

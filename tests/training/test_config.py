@@ -97,6 +97,11 @@ def test_a_workdir_that_cannot_be_written_is_refused(config: ConfigDict, tmp_pat
         prepare(config, tmp_path / "file" / "run")
 
 
+def test_an_address_is_no_workdir(config: ConfigDict):
+    with pytest.raises(ValueError, match=r"--workdir=gs://bucket/run is an address"):
+        prepare(config, "gs://bucket/run")
+
+
 def test_a_directory_of_another_experiment_is_refused(config: ConfigDict, workdir: Path):
     prepare(config, workdir)
     prepare(config, workdir)

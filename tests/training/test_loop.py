@@ -120,6 +120,19 @@ def test_a_loss_that_is_not_finite_stops_the_run(config: ConfigDict, workdir: Pa
     assert not (workdir / "result.json").exists()
 
 
+def test_weights_to_start_from_are_taken_or_named(
+    finished: Path, config: ConfigDict, workdir: Path
+):
+    config.init_from = str(finished)
+    values = parameters.flatten(initial_values(prepare(config, workdir)))
+    exported = files.read(finished).tensors
+    for name, value in values.items():
+        np.testing.assert_array_equal(value, exported[name])
+    config.init_from = str(finished / "nothing.pth")
+    with pytest.raises(TrainingError, match=r"config\.init_from=.*there is no file or directory"):
+        loop.train(config, workdir.with_name("other"))
+
+
 def test_weights_evaluate_to_the_accuracy_of_training(finished: Path):
     expected = json.loads((finished / "result.json").read_text())["metrics"]
     for source in (finished, finished / "model.safetensors"):

@@ -13,7 +13,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from pit_jax.models import params as parameters
@@ -98,24 +100,27 @@ def metrics(workdir: Path) -> list[dict[str, float]]:
     ]
 
 
+def stored(path: Path) -> dict[str, np.ndarray]:
+    """Every array of a checkpoint's item, whatever devices it was saved from."""
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with ocp.StandardCheckpointer() as checkpointer:
+        shapes = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+            checkpointer.metadata(path).item_metadata.tree,
+        )
+        leaves = jax.tree.leaves_with_path(checkpointer.restore(path, shapes))
+    return {jax.tree_util.keystr(name): np.asarray(leaf) for name, leaf in leaves}
+
+
 def assert_same_state(found: Path, expected: Path) -> None:
     """Parameters, moving average, optimizer state and metrics are equal to the bit."""
-    import orbax.checkpoint as ocp
-
-    steps = [
-        int(path.name) for path in (expected / "checkpoints").iterdir() if path.name.isdecimal()
-    ]
+    last = str(saved_steps(expected)[-1])
     for item in ("params", "ema", "optimizer"):
-        with ocp.StandardCheckpointer() as checkpointer:
-            left, right = (
-                parameters.flatten(
-                    checkpointer.restore(directory / "checkpoints" / str(max(steps)) / item)
-                )
-                for directory in (found, expected)
-            )
+        left, right = (stored(path / "checkpoints" / last / item) for path in (found, expected))
         assert left.keys() == right.keys()
+        assert left
         for name, value in right.items():
-            np.testing.assert_array_equal(left[name], value, err_msg=f"{item}/{name}")
+            np.testing.assert_array_equal(left[name], value, err_msg=f"{item}{name}")
     assert metrics(found) == metrics(expected)
 
 
@@ -186,9 +191,7 @@ def test_a_run_killed_three_times_ends_bit_identically(
     assert_same_state(tmp_path, uninterrupted[processes])
 
 
-@pytest.mark.parametrize(
-    ("processes", "number"), [(1, signal.SIGTERM), (1, signal.SIGINT), (2, signal.SIGTERM)]
-)
+@pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGINT), (2, signal.SIGTERM)])
 def test_a_process_told_to_end_saves_and_the_run_continues(
     uninterrupted: dict[int, Path], tmp_path: Path, processes: int, number: signal.Signals
 ):

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import io
 import os
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
@@ -110,8 +110,7 @@ def prepare_digits(data_dir: str | None = None) -> Digits:
         root.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(root / "digits.lock"):
             builder = Digits(data_dir=str(root), file_format="array_record")
-            # TFDS tells its progress partly on standard output, which belongs to results.
-            with contextlib.redirect_stdout(sys.stderr):
+            with _quiet():
                 builder.download_and_prepare()
     except OSError as error:
         raise ValueError(
@@ -119,6 +118,19 @@ def prepare_digits(data_dir: str | None = None) -> Digits:
             "folder that can be written"
         ) from error
     return builder
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps TFDS's progress, bars and lines, away from the results on standard output and from
+    error messages; preparing the digits takes a second.
+    """
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tfds.enable_progress_bar()
 
 
 def registered_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:

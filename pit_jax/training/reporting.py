@@ -1,7 +1,8 @@
 """What a run says: console lines or a live bar, TensorBoard, metrics.jsonl, curves.png.
 
-TensorBoard goes through clu, which imports TensorFlow; one background thread does that, all writing
-and the drawing, so that neither start-up nor the loop waits for it.
+A line of metrics.jsonl is in the file before the next checkpoint begins, so that a run killed at
+any moment resumes without a gap in it. TensorBoard goes through clu, which imports TensorFlow; one
+background thread does that and the drawing, so that neither start-up nor the loop waits for it.
 """
 
 import json
@@ -69,7 +70,10 @@ class Reporter:
         self._bar = tqdm(
             total=total_steps, initial=first_step, unit="step", disable=not live, dynamic_ncols=True
         )
-        self._submit(self._open, first_step)
+        if active:
+            self._continue_metrics(first_step)
+            if tensorboard:
+                self._submit(self._open_writer)
 
     def step(self, step: int, metrics: Mapping[str, float], data_wait: float) -> None:
         """Moves the live bar; `data_wait` is for how many seconds the step's batch was waited."""
@@ -102,7 +106,7 @@ class Reporter:
         )
         self._last_step, self._last_time = step, time.monotonic()
         self._paused = self._waited = 0.0
-        self._submit(self._write, "train", step, found)
+        self._write("train", step, found)
 
     def evaluation(self, step: int, metrics: Mapping[str, float], seconds: float) -> None:
         """Metrics of an evaluation that took `seconds`, which the training rate leaves out."""
@@ -112,7 +116,7 @@ class Reporter:
             f"top1 {metrics['top1']:.2%}  top5 {metrics['top5']:.2%}  loss {metrics['loss']:.4f}  "
             f"({duration(seconds)})"
         )
-        self._submit(self._write, "test", step, metrics)
+        self._write("test", step, metrics)
         self._submit(draw_curves, self._workdir / METRICS_FILE, self._workdir / CURVES_FILE)
 
     def close(self) -> None:
@@ -123,15 +127,13 @@ class Reporter:
         self._harvest(list(self._pending))
 
     def _harvest(self, done: list[Future[None]]) -> None:
-        """Raises what the writing thread met; a disk that is full only warns, since no metric is
-        worth a run, and the checkpoints have their own say.
-        """
+        """Raises what the writing thread met."""
         for future in done:
             self._pending.remove(future)
             try:
                 future.result()
             except OSError as error:
-                logger.warning("cannot write metrics to %s: %s", self._workdir, error)
+                self._cannot_write(error)
 
     def _say(self, line: str) -> None:
         self._bar.clear()
@@ -144,24 +146,38 @@ class Reporter:
         self._harvest([future for future in self._pending if future.done()])
         self._pending.append(self._thread.submit(function, *arguments))
 
-    def _open(self, first_step: int) -> None:
+    def _continue_metrics(self, first_step: int) -> None:
         path = self._workdir / METRICS_FILE
         if path.is_file():
             kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= first_step]
             replace_file(path, "".join(kept).encode())
-        if not self._tensorboard:
+
+    def _write(self, group: str, step: int, metrics: Mapping[str, float]) -> None:
+        if not self._active:
             return
+        named = {f"{group}/{name}": float(value) for name, value in metrics.items()}
+        try:
+            with (self._workdir / METRICS_FILE).open("a") as file:
+                file.write(json.dumps({"step": step, **named}) + "\n")
+        except OSError as error:
+            self._cannot_write(error)
+        if self._tensorboard:
+            self._submit(self._write_summary, step, named)
+
+    def _cannot_write(self, error: OSError) -> None:
+        """A disk that is full only warns: no metric is worth a run, and the checkpoints have their
+        own say.
+        """
+        logger.warning("cannot write metrics to %s: %s", self._workdir, error)
+
+    def _open_writer(self) -> None:
         from clu import metric_writers
 
         self._writer = metric_writers.SummaryWriter(str(self._workdir))
 
-    def _write(self, group: str, step: int, metrics: Mapping[str, float]) -> None:
-        named = {f"{group}/{name}": float(value) for name, value in metrics.items()}
-        with (self._workdir / METRICS_FILE).open("a") as file:
-            file.write(json.dumps({"step": step, **named}) + "\n")
-        if self._writer is not None:
-            self._writer.write_scalars(step, named)
-            self._writer.flush()
+    def _write_summary(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._writer.write_scalars(step, metrics)
+        self._writer.flush()
 
     def _close(self) -> None:
         if self._writer is not None:

@@ -99,6 +99,8 @@ def prepare(
     _check_batches(parsed)
     mesh = parallel.make_mesh(parsed.fsdp)
     check_protocol(parsed.data.eval_protocol)
+    # A mistake in the model is told before data is opened, and perhaps prepared.
+    _model_config(parsed, parsed.model.num_classes or 1)
     train_source = open_source(parsed.data.name, parsed.data.train_split, parsed.data.data_dir)
     eval_source = open_source(parsed.data.name, parsed.data.eval_split, parsed.data.data_dir)
     model_config = _model_config(parsed, eval_source.num_classes)

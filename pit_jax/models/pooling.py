@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pit_jax.models import lowerings
+
 WINDOW = 3
 STRIDE = 2
 # Explicit on both sides: "SAME" pads (0, 1) on even grids, which shifts every window by one pixel.
@@ -91,14 +93,18 @@ def depthwise_pool(
       maps: (B, H, W, C), floating.
       kernel: (3, 3, 1, M*C), same dtype; output channels M*i .. M*i+M-1 see input channel i only.
       bias: (M*C,), same dtype.
-      lowering: a key of `LOWERINGS`, or None for the one that is fastest on the platform compiled
-        for.
+      lowering: a key of `LOWERINGS`, or None for that of `lowerings.override`, and outside of one
+        for the one that is fastest on the platform compiled for.
 
     Returns:
       (B, ceil(H/2), ceil(W/2), M*C), in the dtype of `maps`.
+
+    Raises:
+      ValueError: no such lowering.
     """
+    lowering = lowering or lowerings.chosen("pooling")
     if lowering is not None:
-        return LOWERINGS[lowering](maps, kernel, bias)
+        return lowerings.lookup("pooling", lowering, LOWERINGS)(maps, kernel, bias)
     return lax.platform_dependent(
         maps,
         kernel,

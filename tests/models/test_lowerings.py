@@ -1,0 +1,48 @@
+"""Forcing the lowerings of a whole model."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from pit_jax.models import lowerings
+from pit_jax.models.pooling import depthwise_pool
+
+
+def _groups(**override: str) -> bool:
+    """Whether a pooling traced under `override` is a grouped convolution."""
+    maps, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 1, 4))
+
+    def pool(maps: jax.Array, kernel: jax.Array) -> jax.Array:
+        return depthwise_pool(maps, kernel, jnp.zeros(4))
+
+    with lowerings.override(**override):
+        return "feature_group_count=2" in str(jax.make_jaxpr(pool)(maps, kernel))
+
+
+def test_an_override_reaches_the_operation_and_ends_with_its_block() -> None:
+    assert _groups(pooling="grouped")
+    assert not _groups(pooling="dense")
+    assert not _groups()
+
+
+def test_inner_overrides_win_and_leave_the_rest() -> None:
+    with lowerings.override(pooling="grouped", attention="plain"):
+        with lowerings.override(pooling="dense"):
+            assert lowerings.chosen("pooling") == "dense"
+            assert lowerings.chosen("attention") == "plain"
+        assert lowerings.chosen("pooling") == "grouped"
+    assert lowerings.chosen("attention") is None
+
+
+def test_an_override_ends_where_tracing_fails() -> None:
+    with pytest.raises(ValueError, match=r"no lowering 'groupd'.*did you mean 'grouped'"):
+        _groups(pooling="groupd")
+    assert lowerings.chosen("pooling") is None
+
+
+def test_an_unknown_operation_is_refused() -> None:
+    with (
+        pytest.raises(ValueError, match="'poling'; did you mean 'pooling'"),
+        lowerings.override(poling="dense"),
+    ):
+        pass

@@ -8,6 +8,7 @@ places the collectives (`jax.jit` with `NamedSharding` on an Auto mesh).
 import importlib.util
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,15 +130,19 @@ def _cluster() -> str | None:
     return "a TPU slice" if accelerators and drivable and not on_cpu else None
 
 
-def make_mesh(fsdp: int = 1) -> Mesh:
+def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh over all devices of all processes, `fsdp` of them to a parameter shard group.
+
+    Args:
+      fsdp: devices of a shard group.
+      devices: the devices; None for those that are there.
 
     Raises:
       ValueError: `fsdp` does not divide the number of devices.
     """
     # In the order of processes: the rows that one feeds are contiguous in the global batch.
     # `jax.make_mesh` follows the wiring instead, and refuses several slices or GPU hosts.
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
     if len(devices) % fsdp:
         raise ValueError(
             f"fsdp={fsdp} does not divide the {len(devices)} devices; choose a divisor of "
@@ -185,13 +190,14 @@ def shard(value: Any, sharding: jax.sharding.Sharding) -> jax.Array:
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
-def check_batch_size(name: str, batch_size: int) -> None:
-    """Refuses a global batch that the devices cannot share evenly.
+def check_batch_size(name: str, batch_size: int, devices: int | None = None) -> None:
+    """Refuses a global batch that the devices, so many or those that are there, cannot share
+    evenly.
 
     Raises:
       ValueError: naming the option and the nearest sizes that would do.
     """
-    devices = jax.device_count()
+    devices = devices or jax.device_count()
     if batch_size % devices:
         lower, upper = batch_size // devices * devices, -(-batch_size // devices) * devices
         near = f"{lower} or {upper}" if lower else f"{upper}"

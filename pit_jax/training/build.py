@@ -15,7 +15,7 @@ from pit_jax.models import zoo
 from pit_jax.training.checkpoints import Checkpoints, Progress
 from pit_jax.training.placement import placement
 from pit_jax.training.reporting import duration
-from pit_jax.training.setup import Setup
+from pit_jax.training.setup import UNTRAINED, Experiment, Setup
 from pit_jax.training.state import TrainState, abstract_state, create_state
 from pit_jax.training.step import make_train_step
 from pit_jax.training.window import TrainingError
@@ -92,24 +92,34 @@ def teacher_params(setup: Setup) -> parameters.Params:
     weights = setup.config.distillation.teacher_weights
     if setup.teacher_config is None or weights is None:
         return {}
-    values = _load("config.distillation.teacher_weights", weights, setup.teacher_config)
+    if weights == UNTRAINED:
+        values = parameters.split(zoo.build(setup.teacher_config, seed=setup.config.seed))[1]
+    else:
+        values = _load("config.distillation.teacher_weights", weights, setup.teacher_config)
     logger.info("teacher %s from %s", setup.config.distillation.teacher, weights)
     shardings = parallel.state_shardings(setup.mesh, values)
     return jax.tree.map(parallel.shard, values, shardings)
 
 
-def abstract_batch(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and shardings of a training batch."""
+def abstract_batch(
+    setup: Experiment, size: int, canvas: tuple[int, int] | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and shardings of a global batch of so many images, or of crops in a canvas."""
+    shapes: dict[str, tuple[tuple[int, ...], str]] = {
+        "image": ((size, *(canvas or setup.config.model.image_size), 3), "uint8"),
+        "label": ((size,), "int32"),
+    }
+    if canvas is not None:
+        shapes |= {"extent": ((size, 2), "int32"), "rows_first": ((size,), "bool")}
     rows = parallel.batch_sharding(setup.mesh)
-    images = (setup.config.batch_size, *setup.config.model.image_size, 3)
     return {
-        "image": jax.ShapeDtypeStruct(images, "uint8", sharding=rows),
-        "label": jax.ShapeDtypeStruct(images[:1], "int32", sharding=rows),
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
+        for name, (shape, dtype) in shapes.items()
     }
 
 
-def compile_step(setup: Setup, state: Any, teacher: Any) -> Any:
-    """The training step compiled ahead of time; the state given to it is consumed.
+def lower_step(setup: Experiment, state: Any, teacher: Any) -> jax.stages.Lowered:
+    """The training step, traced and ready to compile; the state given to it is consumed.
 
     Args:
       setup: the experiment.
@@ -122,8 +132,14 @@ def compile_step(setup: Setup, state: Any, teacher: Any) -> Any:
         donate_argnums=0,
         out_shardings=(shardings, parallel.replicated(setup.mesh)),
     )
+    batch = abstract_batch(setup, setup.config.batch_size, placement(setup.config).canvas)
+    return jitted.lower(state, teacher, batch)
+
+
+def compile_step(setup: Experiment, state: Any, teacher: Any) -> Any:
+    """The training step of `lower_step`, compiled ahead of time."""
     began = time.monotonic()
-    compiled = jitted.lower(state, teacher, abstract_batch(setup)).compile()
+    compiled = lower_step(setup, state, teacher).compile()
     logger.info("compiled the training step in %s", duration(time.monotonic() - began))
     return compiled
 
@@ -157,6 +173,7 @@ class TrainBatches:
             ratio=config.data.crop_ratio,
             flip_probability=place.host_flip,
             policy=place.host_policy,
+            canvas=place.canvas,
             repeats=config.data.repeats,
         )
         batches = pipeline.train_batches(

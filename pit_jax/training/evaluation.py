@@ -23,6 +23,11 @@ from pit_jax.weights import files, load
 from pit_jax.weights.match import identify
 
 
+def jitted_eval_step(graphdef: nnx.GraphDef) -> Any:
+    """The evaluation step as it runs; the sums given to it are consumed."""
+    return jax.jit(make_eval_step(graphdef), donate_argnums=2)
+
+
 def make_evaluator(
     graphdef: nnx.GraphDef, mesh: Mesh, batches: Iterable[Any]
 ) -> Callable[[parameters.Params], dict[str, float]]:
@@ -36,7 +41,7 @@ def make_evaluator(
     Returns:
       A function giving "top1" and "top5" (fractions), "loss" (mean cross-entropy) and "count".
     """
-    eval_step = jax.jit(make_eval_step(graphdef), donate_argnums=2)
+    eval_step = jitted_eval_step(graphdef)
 
     def evaluate(params: parameters.Params) -> dict[str, float]:
         sums = jax.device_put(zero_sums(), parallel.replicated(mesh))

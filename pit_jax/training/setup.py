@@ -27,10 +27,13 @@ from pit_jax.optim.schedules import make_schedule, scaled_learning_rate
 from pit_jax.training.checkpoints import CONFIG_FILE
 from pit_jax.training.config import TrainConfig, parse
 from pit_jax.training.durations import to_steps
+from pit_jax.training.placement import placement
 from pit_jax.training.step import Learner
 from pit_jax.version import __version__
 from pit_jax.weights.files import replace_file
 
+# As `distillation.teacher_weights`: the teacher's initial parameters, to try a machine with.
+UNTRAINED = "untrained"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -52,30 +55,39 @@ class Steps:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Setup:
-    """An experiment that has passed all checks.
+class Experiment:
+    """What an experiment computes: all that its steps compile from, and neither data nor files.
 
     Attributes:
       config: its configuration.
-      workdir: its directory, which exists and can be written.
       mesh: all devices.
       model_config: the network, and `abstract` its values' shapes.
       teacher_config: the teacher's network; None without distillation.
       learner: what a training step is made of.
-      train_source: the training split, `eval_source` the held-out one.
       steps: the run's durations.
     """
 
     config: TrainConfig
-    workdir: Path
     mesh: Mesh
     model_config: Any
     teacher_config: Any | None
     abstract: parameters.Params
     learner: Learner
+    steps: Steps
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setup(Experiment):
+    """An experiment that has passed all checks.
+
+    Attributes:
+      workdir: its directory, which exists and can be written.
+      train_source: the training split, `eval_source` the held-out one.
+    """
+
+    workdir: Path
     train_source: Source
     eval_source: Source
-    steps: Steps
 
 
 def prepare(
@@ -96,50 +108,92 @@ def prepare(
     """
     parsed = parse(config)
     directory = _writable(workdir)
-    _check_batches(parsed)
+    _check_batches(parsed, jax.device_count())
+    placement(parsed)  # refuses what cannot be combined
     mesh = parallel.make_mesh(parsed.fsdp)
     check_protocol(parsed.data.eval_protocol)
     # A mistake in the model is told before data is opened, and perhaps prepared.
     _model_config(parsed, parsed.model.num_classes or 1)
     train_source = open_source(parsed.data.name, parsed.data.train_split, parsed.data.data_dir)
     eval_source = open_source(parsed.data.name, parsed.data.eval_split, parsed.data.data_dir)
-    model_config = _model_config(parsed, eval_source.num_classes)
-    teacher_config = _teacher_config(parsed, model_config)
-    steps = _steps(parsed, train_source)
-    graphdef, abstract = zoo.abstract(model_config, dtype=jnp.dtype(parsed.model.dtype))
-    teacher = None
-    if teacher_config is not None:
-        teacher, _ = zoo.abstract(teacher_config, dtype=jnp.dtype(parsed.model.dtype))
-    schedule = _schedule(parsed, steps)
-    learner = Learner(
-        graphdef=graphdef,
-        num_classes=model_config.num_classes,
-        optimizer=_optimizer(parsed, schedule, parameters.separate(abstract)[0]),
-        schedule=schedule,
-        teacher=teacher,
+    experiment = _experiment(
+        parsed,
+        mesh,
+        num_classes=eval_source.num_classes,
+        num_examples=len(train_source),
+        data=train_source.name,
     )
     setup = Setup(
-        config=parsed,
+        **{field.name: getattr(experiment, field.name) for field in dataclasses.fields(experiment)},
         workdir=directory,
-        mesh=mesh,
-        model_config=model_config,
-        teacher_config=teacher_config,
-        abstract=abstract,
-        learner=learner,
         train_source=train_source,
         eval_source=eval_source,
-        steps=steps,
     )
     _record(setup, allow_config_changes)
     return setup
 
 
-def _check_batches(config: TrainConfig) -> None:
-    parallel.check_batch_size("config.eval_batch_size", config.eval_batch_size)
-    parallel.check_batch_size("config.batch_size", config.batch_size)
+def make_experiment(
+    config: config_dict.ConfigDict, mesh: Mesh, *, num_classes: int, num_examples: int
+) -> Experiment:
+    """What an experiment computes on a mesh of any devices, whether they are there or not.
+
+    Args:
+      config: from a config file, with overrides.
+      mesh: of `parallel.make_mesh`, for `config.fsdp`.
+      num_classes: of its data.
+      num_examples: of its training split.
+
+    Raises:
+      ValueError: as from `prepare`.
+    """
+    parsed = parse(config)
+    _check_batches(parsed, mesh.size)
+    return _experiment(
+        parsed,
+        mesh,
+        num_classes=num_classes,
+        num_examples=num_examples,
+        data=f"{parsed.data.name}/{parsed.data.train_split}",
+    )
+
+
+def _experiment(
+    config: TrainConfig, mesh: Mesh, *, num_classes: int, num_examples: int, data: str
+) -> Experiment:
+    model_config = _model_config(config, num_classes)
+    teacher_config = _teacher_config(config, model_config)
+    steps = _steps(config, num_examples, data)
+    _check_gates(config, steps)
+    graphdef, abstract = zoo.abstract(model_config, dtype=jnp.dtype(config.model.dtype))
+    teacher = None
+    if teacher_config is not None:
+        teacher, _ = zoo.abstract(teacher_config, dtype=jnp.dtype(config.model.dtype))
+    schedule = _schedule(config, steps)
+    learner = Learner(
+        graphdef=graphdef,
+        num_classes=model_config.num_classes,
+        optimizer=_optimizer(config, schedule, parameters.separate(abstract)[0]),
+        schedule=schedule,
+        teacher=teacher,
+    )
+    return Experiment(
+        config=config,
+        mesh=mesh,
+        model_config=model_config,
+        teacher_config=teacher_config,
+        abstract=abstract,
+        learner=learner,
+        steps=steps,
+    )
+
+
+def _check_batches(config: TrainConfig, devices: int) -> None:
+    parallel.check_batch_size("config.eval_batch_size", config.eval_batch_size, devices)
+    parallel.check_batch_size("config.batch_size", config.batch_size, devices)
     if config.accumulate > 1:
         part = config.batch_size // config.accumulate
-        parallel.check_batch_size("config.batch_size / config.accumulate", part)
+        parallel.check_batch_size("config.batch_size / config.accumulate", part, devices)
     augment = config.augment
     mixes = augment.mix_probability > 0 and (augment.mixup_alpha > 0 or augment.cutmix_alpha > 0)
     if mixes and (augment.mix_group % 2 or config.batch_size % augment.mix_group):
@@ -149,12 +203,12 @@ def _check_batches(config: TrainConfig) -> None:
         )
 
 
-def _steps(config: TrainConfig, source: Source) -> Steps:
-    epoch = len(source) // config.batch_size
+def _steps(config: TrainConfig, num_examples: int, data: str) -> Steps:
+    epoch = num_examples // config.batch_size
     if not epoch:
         raise ValueError(
-            f"config.batch_size={config.batch_size} is more than the {len(source)} examples of "
-            f"{source.name}; use a smaller batch"
+            f"config.batch_size={config.batch_size} is more than the {num_examples} examples of "
+            f"{data}; use a smaller batch"
         )
     found = {
         name: to_steps(
@@ -175,6 +229,17 @@ def _steps(config: TrainConfig, source: Source) -> Steps:
         evaluate=found["eval_every"],
         checkpoint=found["checkpoint_every"],
     )
+
+
+def _check_gates(config: TrainConfig, steps: Steps) -> None:
+    """Refuses a gate at whose epoch nothing is evaluated."""
+    for epoch in config.min_top1_at:
+        step = epoch * steps.epoch
+        if step > steps.total or (step % steps.evaluate and step != steps.total):
+            raise ValueError(
+                f"config.min_top1_at names epoch {epoch}, after which there is no evaluation: "
+                f"config.duration={config.duration!r}, config.eval_every={config.eval_every!r}"
+            )
 
 
 def _model_config(config: TrainConfig, num_classes: int) -> Any:
@@ -205,6 +270,11 @@ def _teacher_config(config: TrainConfig, student: Any) -> Any | None:
         raise ValueError(
             f"config.distillation.kind={options.kind!r} needs a student with a distillation head, "
             f"which {config.model.name} has not: set config.model.name to {fitting}"
+        )
+    if options.teacher_weights == UNTRAINED and config.data.name != "synthetic":
+        raise ValueError(
+            f"config.distillation.teacher_weights={UNTRAINED!r} is for config.data.name="
+            f"'synthetic' alone, found {config.data.name!r}: such a teacher has nothing to teach"
         )
     if not options.teacher_weights:
         raise ValueError(

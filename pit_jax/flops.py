@@ -46,12 +46,39 @@ def cost(config: ModelConfig) -> Cost:
     return _regnet(config)
 
 
+def model_flops(config: ModelConfig, *, training: bool) -> int:
+    """Floating-point operations that an image needs, whatever a program spends: forward, and in
+    training for the gradients of parameters and activations, though not of the image.
+    """
+    forward = 2 * cost(config).macs
+    return 3 * forward - 2 * _stem(config).macs if training else forward
+
+
+def _stem(config: ModelConfig) -> Cost:
+    """The first convolution."""
+    if isinstance(config, PiTConfig | ViTConfig):
+        width = config.widths[0] if isinstance(config, PiTConfig) else config.width
+        inputs = config.in_channels * config.patch_size**2
+        return _convolution(_area(config.grids[0]), inputs, width)
+    if isinstance(config, ResNetConfig) and not config.pooling:
+        inputs = config.in_channels * RESNET_PATCH**2
+        return _conv_norm(_area(config.stage_grids[0]), inputs, config.stage_widths[0])
+    window, width = (
+        (3, config.stem_width) if isinstance(config, RegNetConfig) else (7, config.base_width)
+    )
+    return _conv_norm(_area(_halved(config.image_size)), config.in_channels * window**2, width)
+
+
+def _halved(size: tuple[int, int]) -> tuple[int, int]:
+    height, width = size
+    return -(-height // 2), -(-width // 2)
+
+
 def _pit(config: PiTConfig) -> Cost:
     tokens_t = config.class_tokens
     positions = _area(config.grids[0])
-    inputs = config.in_channels * config.patch_size**2
     parts = [
-        _convolution(positions, inputs, config.widths[0]),
+        _stem(config),
         Cost(parameters=config.widths[0] * (positions + tokens_t)),  # position map, class tokens
     ]
     for index, (width, depth) in enumerate(zip(config.widths, config.depths, strict=True)):
@@ -71,7 +98,7 @@ def _vit(config: ViTConfig) -> Cost:
     tokens = positions + config.class_tokens
     return _total(
         [
-            _convolution(positions, config.in_channels * config.patch_size**2, width),
+            _stem(config),
             Cost(parameters=width * (tokens + config.class_tokens)),  # positions, class tokens
             _block(tokens, width, int(width * config.mlp_ratio)) * config.depth,
             Cost(parameters=2 * width),  # norm
@@ -81,13 +108,8 @@ def _vit(config: ViTConfig) -> Cost:
 
 
 def _resnet(config: ResNetConfig) -> Cost:
-    if config.pooling:
-        window, width = 7, config.base_width
-        entry = tuple(-(-size // 2) for size in config.image_size)
-    else:
-        window, width = RESNET_PATCH, config.stage_widths[0]
-        entry = config.stage_grids[0]
-    parts = [_conv_norm(_area(entry), config.in_channels * window**2, width)]
+    width = config.base_width if config.pooling else config.stage_widths[0]
+    parts = [_stem(config)]
     for index, (depth, inner, features) in enumerate(
         zip(config.depths, config.inner_widths, config.stage_widths, strict=True)
     ):
@@ -105,8 +127,8 @@ def _resnet(config: ResNetConfig) -> Cost:
 
 
 def _regnet(config: RegNetConfig) -> Cost:
-    before = tuple(-(-size // 2) for size in config.image_size)
-    parts = [_conv_norm(_area(before), 9 * config.in_channels, config.stem_width)]
+    before = _halved(config.image_size)
+    parts = [_stem(config)]
     width = config.stem_width
     for depth, features, grid in zip(config.depths, config.widths, config.grids, strict=True):
         for block in range(depth):

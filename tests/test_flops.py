@@ -134,3 +134,15 @@ def test_pairs_with_and_without_pooling_cost_the_same(pair):
             for wide, heads in zip(with_pooling.widths, with_pooling.heads, strict=True)
         ]
         assert set(widths) == {without.width // without.heads}
+
+
+def test_training_is_three_forward_passes_but_for_the_gradient_of_the_images() -> None:
+    pit = zoo.model_config("pit_s")
+    forward = flops.model_flops(pit, training=False)
+    assert forward == 2 * flops.cost(pit).macs
+    stem = 27 * 27 * (16 * 16 * 3) * 144  # positions, inputs of one, channels
+    assert flops.model_flops(pit, training=True) == 3 * forward - 2 * stem
+    resnet = zoo.model_config("resnet50")
+    stem = 112 * 112 * (7 * 7 * 3) * 64
+    expected = 6 * flops.cost(resnet).macs - 2 * stem
+    assert flops.model_flops(resnet, training=True) == expected

@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 
 from pit_jax.errors import suggestion
 from pit_jax.models.attention import attention, attention_weights, weighted_values
+from pit_jax.models.gelu import gelu
 from pit_jax.models.initializers import LinearInit
 
 # What a model gives: logits (B, K), or in training those of both heads of a distilled one.
@@ -184,8 +185,8 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """Two linear layers around the exact (erf) GELU; jax.nn.gelu's default tanh form is off by up
-    to 5e-4.
+    """Two linear layers around the exact GELU; jax.nn.gelu's default tanh form is off by up to
+    5e-4.
     """
 
     def __init__(
@@ -204,7 +205,7 @@ class MLP(nnx.Module):
 
     def __call__(self, x_bnc: jax.Array, key: jax.Array | None) -> jax.Array:
         hidden_key, out_key = (None, None) if key is None else jax.random.split(key)
-        hidden = jax.nn.gelu(self.fc1(x_bnc), approximate=False)
+        hidden = gelu(self.fc1(x_bnc))
         hidden = dropout(hidden, self.drop.features, hidden_key)
         return dropout(self.fc2(hidden), self.drop.features, out_key)
 

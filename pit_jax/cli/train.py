@@ -1,5 +1,6 @@
 """`train.py` and `pit-train`: flags in, a trained model and one line out."""
 
+import logging
 import re
 from collections.abc import Sequence
 
@@ -9,6 +10,8 @@ from ml_collections.config_dict import ConfigDict
 
 from pit_jax.cli import console
 from pit_jax.errors import suggestion
+
+logger = logging.getLogger(__name__)
 
 
 def run() -> None:
@@ -82,6 +85,10 @@ def _main(arguments: Sequence[str]) -> None:
         heartbeat_timeout=options.heartbeat,
     )
     console.quieten_all_but_the_first()
+    overrides = config_flags.get_override_values(options["config"])
+    if overrides:
+        changed = ", ".join(f"{key}={value!r}" for key, value in sorted(overrides.items()))
+        logger.info("changed on the command line: %s", changed)
     prepared = console.or_fail(
         setup.prepare,
         options.config,

@@ -1,5 +1,9 @@
 """Checkpoints of a run: Orbax, asynchronous, atomic, the damaged ones set aside.
 
+Orbax's own asynchronous save blocks its caller for as long as it takes to plan the writing and to
+fetch every array, a second for a thousand of them. Here the loop waits for no more than the start
+of a copy on the devices; all else happens in a thread.
+
 WORKDIR/config.json                     the experiment, the model it builds, versions
 WORKDIR/checkpoints/STEP/params         what the optimizer trains, and statistics, ema,
                         /optimizer      its state; each restorable by itself
@@ -10,10 +14,13 @@ WORKDIR/checkpoints/damaged-STEP        what could not be read
 import json
 import logging
 import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
@@ -35,6 +42,15 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be written or read; those written before are as they were."""
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, for use from a thread."""
+
+    def reached_preemption(self, step: int) -> bool:
+        """Never: the service counts the loop's questions, and others in between confuse it."""
+        del step
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one run directory.
 
@@ -47,39 +63,70 @@ class Checkpoints:
         self._folder = (workdir / CHECKPOINT_FOLDER).absolute()
         self._keep = keep
         self._manager = self._open()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: tuple[int, Future[None]] | None = None
+        self._copy: Callable[[TrainState], TrainState] | None = None
 
     def _open(self) -> ocp.CheckpointManager:
-        return ocp.CheckpointManager(
+        self._folder.mkdir(parents=True, exist_ok=True)
+        processes = set(range(jax.process_count()))
+        return _Manager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(
-                    [policies.LatestN(self._keep), policies.BestN(get_metric_fn=_ranking, n=1)]
+                    [
+                        policies.LatestN(self._keep),
+                        policies.BestN(
+                            get_metric_fn=_ranking, n=1, keep_checkpoints_without_metrics=False
+                        ),
+                    ]
                 ),
                 cleanup_tmp_directories=True,
                 enable_background_delete=True,
+                create=False,
+                # With the processes named they meet through the coordination service. Otherwise
+                # through the devices, where a thread would get in between the loop's programs.
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    active_processes=processes if len(processes) > 1 else None
+                ),
             ),
         )
 
     def latest_step(self) -> int | None:
-        """Steps done at the newest complete checkpoint."""
+        """Steps done at the newest complete checkpoint; waits for the one being written."""
+        self.wait()
         return self._manager.latest_step()
 
     def save(
         self, state: TrainState, step: int, progress: Progress, metrics: dict[str, float]
     ) -> None:
-        """Starts writing; training may go on at once. A step already saved is left alone.
+        """Starts writing; training may go on at once, and donate the state. A step already saved is
+        left alone. Until it is written the devices hold the state twice.
+
+        Args:
+          state: after `step` steps.
+          step: its number.
+          progress: what else a resumed run needs, as JSON.
+          metrics: of an evaluation of this very state, which make it comparable; else {}.
 
         Raises:
-          CheckpointError: the last checkpoint or this one could not be written.
+          CheckpointError: the last checkpoint could not be written.
         """
         if step == self.latest_step():
             return
+        if self._copy is None:
+            shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+            self._copy = jax.jit(_copied, out_shardings=shardings)
+        written = self._thread.submit(self._write, self._copy(state), step, progress, metrics)
+        self._writing = step, written
+
+    def _write(
+        self, state: TrainState, step: int, progress: Progress, metrics: dict[str, float]
+    ) -> None:
         items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
         items["progress"] = ocp.args.JsonSave(progress)
-        try:
-            self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics or None)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise self._cannot_save(step, error) from error
+        self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics or None)
+        self._manager.wait_until_finished()
 
     def restore_newest(self, abstract: TrainState) -> tuple[TrainState, Progress] | None:
         """The newest state that can be read, on the devices and shardings of `abstract`.
@@ -161,19 +208,25 @@ class Checkpoints:
         Raises:
           CheckpointError: it could not be written.
         """
+        if self._writing is None:
+            return
+        step, written = self._writing
+        self._writing = None
         try:
-            self._manager.wait_until_finished()
+            written.result()
         except (OSError, RuntimeError, ValueError) as error:
-            raise self._cannot_save(None, error) from error
+            raise self._cannot_save(step, error) from error
 
     def close(self) -> None:
+        """Ends the writing; what was saved before is on disk then, or has failed."""
+        self._thread.shutdown()
         self._manager.close()
 
-    def _cannot_save(self, step: int | None, error: Exception) -> CheckpointError:
-        what = "the last checkpoint" if step is None else f"the checkpoint of step {step}"
+    def _cannot_save(self, step: int, error: Exception) -> CheckpointError:
         kept = sorted(int(path.name) for path in self._folder.glob("*") if path.name.isdecimal())
         return CheckpointError(
-            f"cannot write {what} to {self._folder}: {' '.join(str(error).split())[:300]}. "
+            f"cannot write the checkpoint of step {step} to {self._folder}: "
+            f"{' '.join(str(error).split())[:300]}. "
             f"Intact: {', '.join(map(str, kept)) or 'none'}. Make room or mend the folder, then "
             "run the same command again"
         )
@@ -188,6 +241,10 @@ def _items(state: TrainState) -> dict[str, Any]:
         "optimizer": {"state": state.optimizer, "skipped": state.skipped},
     }
     return {name: tree for name, tree in items.items() if tree}
+
+
+def _copied(state: TrainState) -> TrainState:
+    return jax.tree.map(jnp.copy, state)
 
 
 def _ranking(metrics: dict[str, float]) -> float:

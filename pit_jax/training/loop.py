@@ -115,6 +115,7 @@ class _Run:
         self.state, progress = start_state(setup, saved)
         self.first_step = int(self.state.step)
         self.metrics: dict[str, float] = progress.get("metrics", {})
+        self.evaluated_step: int | None = None
         self.teacher = teacher_params(setup)
         self.train_step = compile_step(setup, self.state, self.teacher)
         self.evaluate = make_evaluator(setup.learner.graphdef, setup.mesh, eval_batches(setup))
@@ -130,7 +131,11 @@ class _Run:
         """Trains; returns when all steps are done or the process was told to end."""
         steps = self.setup.steps
         batches = TrainBatches(self.setup, self.first_step)
-        with orderly() as stopper, self._reporter() as reporter:
+        with (
+            orderly() as stopper,
+            self._reporter() as reporter,
+            contextlib.closing(self.profile),
+        ):
             for step in range(self.first_step + 1, steps.total + 1):
                 self._step(step, batches, reporter)
                 last = step == steps.total
@@ -155,8 +160,9 @@ class _Run:
         began = time.monotonic()
         batch = parallel.to_global(self.setup.mesh, next(batches))
         waited = time.monotonic() - began
-        with self.profile.at(step):
-            self.state, metrics = self.train_step(self.state, self.teacher, batch)
+        self.state, metrics = self.profile.of(
+            step, self.train_step, self.state, self.teacher, batch
+        )
         fetched = self.window.add(step, metrics)
         if fetched is not None:
             reporter.step(step - 1, fetched, waited)
@@ -168,7 +174,21 @@ class _Run:
             self.metrics = self.evaluate(self._values())
         except BadImageError as error:
             raise TrainingError(str(error)) from error
+        self.evaluated_step = step
         reporter.evaluation(step, self.metrics, time.monotonic() - began)
+        self._check_top1(step)
+
+    def _check_top1(self, step: int) -> None:
+        """Stops a run that is below a gate; before its checkpoint, so that it stays below it."""
+        epoch, within = divmod(step, self.setup.steps.epoch)
+        least = self.setup.config.min_top1_at.get(epoch, 0.0)
+        if not within and not self.metrics["top1"] >= least:
+            raise TrainingError(
+                f"top-1 after epoch {epoch} is {self.metrics['top1']:.2%}, expected at least "
+                f"{least:.2%} (config.min_top1_at): something is broken. The curves are in "
+                f"{self.setup.workdir}, the last checkpoint: {self._last_good()}. To go on all the "
+                "same: --config.min_top1_at={} --allow_config_changes"
+            )
 
     def _save(self, step: int) -> None:
         self.window.settle()
@@ -178,7 +198,8 @@ class _Run:
             "metrics": self.metrics,
             "versions": versions(),
         }
-        self.saved.save(self.state, step, progress, self.metrics)
+        evaluated = self.metrics if self.evaluated_step == step else {}
+        self.saved.save(self.state, step, progress, evaluated)
 
     def _values(self) -> parameters.Params:
         """What is evaluated and exported: the parameters or their moving average."""

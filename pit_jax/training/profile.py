@@ -1,13 +1,15 @@
 """A profile of some training steps, for TensorBoard's profiler or xprof."""
 
-import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 
 class Profile:
@@ -25,17 +27,21 @@ class Profile:
         self._last = last
         self._running = False
 
-    @contextlib.contextmanager
-    def at(self, step: int) -> Iterator[None]:
-        """Surrounds a step."""
+    def of(self, step: int, function: Callable[..., Result], *arguments: object) -> Result:
+        """Result of a step's function; the one that ends the trace is waited for."""
         if step == self._first:
             jax.profiler.start_trace(self._workdir)
             self._running = True
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
-            yield
-        if self._running and step == self._last:
-            # What is still queued belongs to the profile.
-            jax.effects_barrier()
-            jax.profiler.stop_trace()
+            result = function(*arguments)
+        if step == self._last:
+            jax.block_until_ready(result)
+            self.close()
+        return result
+
+    def close(self) -> None:
+        """Writes what was traced, also when a run ends early."""
+        if self._running:
             self._running = False
-            logger.info("profile of steps %d to %d in %s", self._first, step, self._workdir)
+            jax.profiler.stop_trace()
+            logger.info("profile from step %d on in %s", self._first, self._workdir)

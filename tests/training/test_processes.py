@@ -145,9 +145,9 @@ def test_equal_results_on_any_devices(
 
 LONG = (
     "--config.tensorboard=False",
-    "--config.duration=60 steps",
-    "--config.checkpoint_every=5 steps",
-    "--config.eval_every=20 steps",
+    "--config.duration=30 steps",
+    "--config.checkpoint_every=3 steps",
+    "--config.eval_every=10 steps",
     "--config.log_every=7 steps",
     "--config.optimizer.warmup=3 steps",
 )
@@ -177,7 +177,7 @@ def test_a_run_killed_three_times_ends_bit_identically(
     uninterrupted: dict[int, Path], tmp_path: Path, processes: int
 ):
     rng = np.random.default_rng()
-    first, second = sorted(rng.integers(5, 50, 2).tolist())
+    first, second = sorted(rng.integers(3, 25, 2).tolist())
     print("killed after steps", first, second, "and during a save")
     for killed_at in (first, None, second):
         with job(tmp_path, processes, 1, *LONG) as started:
@@ -203,7 +203,7 @@ def test_a_process_told_to_end_saves_and_the_run_continues(
     assert lines[0].startswith("interrupted: step=")
     assert "run the same command again to continue" in lines[0]
     step = int(lines[0].split("step=")[1].split()[0])
-    assert saved_steps(tmp_path)[-1] == step < 60
+    assert saved_steps(tmp_path)[-1] == step < 30
     assert not (tmp_path / "result.json").exists()
     complete(tmp_path, processes, 1, *LONG)
     assert_same_state(tmp_path, uninterrupted[processes])

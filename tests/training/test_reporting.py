@@ -1,24 +1,32 @@
 """What a run leaves on disk while it runs."""
 
+import io
 import json
 import logging
+import sys
+import time
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
+from PIL import Image
 
-from pit_jax.training.reporting import METRICS_FILE, Reporter
+from pit_jax.training.profile import Profile
+from pit_jax.training.reporting import CURVES_FILE, METRICS_FILE, Reporter
 
 TRAINING = {"loss": 2.0, "top1": 0.5, "learning_rate": 0.1}
 TEST = {"loss": 1.5, "top1": 0.6, "top5": 0.9, "count": 10}
 
 
-def reporter(workdir: Path, first_step: int = 0) -> Reporter:
+def reporter(workdir: Path, first_step: int = 0, step_utilisation: float | None = None) -> Reporter:
     return Reporter(
         workdir,
         steps_per_epoch=5,
         total_steps=10,
         batch_size=8,
         first_step=first_step,
+        step_utilisation=step_utilisation,
         tensorboard=False,
     )
 
@@ -53,3 +61,65 @@ def test_a_disk_that_refuses_only_warns(tmp_path: Path, caplog: pytest.LogCaptur
         report.training(2, TRAINING)
         report.close()
     assert "cannot write metrics to" in caplog.text
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_a_live_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Rate, time left, loss and accuracy, on one line that is drawn again and again."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    report = reporter(tmp_path)
+    for step in (1, 2, 3):
+        report.step(step, {"loss": 2.25 - step / 4, "top1": 0.125 * step}, 0.0)
+        time.sleep(0.11)
+    report.close()
+    drawn = terminal.getvalue().split("\r")
+    assert any("2/10" in line and "loss 1.750, top1 25.0%" in line for line in drawn)
+    assert any("step/s" in line and "<" in line for line in drawn)
+
+
+def test_a_log_file_gets_plain_lines(tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys):
+    report = reporter(tmp_path)
+    with caplog.at_level(logging.INFO, logger="pit_jax"):
+        report.step(2, TRAINING, 0.0)
+        report.training(2, TRAINING)
+    report.close()
+    assert "step 2/10  epoch 0.4  loss 2.0000  top1 50.00%  lr 1.00e-01" in caplog.text
+    assert "images/s" in caplog.text
+    assert "ETA" in caplog.text
+    assert capsys.readouterr().err == ""
+
+
+def test_utilisation_is_logged_where_the_peak_is_known(tmp_path: Path):
+    """A step whose FLOPs are a thousandth of what the devices do in a second."""
+    report = reporter(tmp_path, step_utilisation=1e-3)
+    report.training(2, TRAINING)
+    report.close()
+    row = json.loads((tmp_path / METRICS_FILE).read_text())
+    assert row["train/mfu"] == pytest.approx(row["train/images_per_second"] / 8 * 1e-3)
+
+
+def test_curves_are_drawn_at_the_end_of_every_evaluation(tmp_path: Path):
+    report = reporter(tmp_path)
+    report.training(2, TRAINING)
+    report.evaluation(2, TEST, 0.1)
+    report.close()
+    first = (tmp_path / CURVES_FILE).read_bytes()
+    assert Image.open(io.BytesIO(first)).format == "PNG"
+    report = reporter(tmp_path, first_step=2)
+    report.evaluation(4, TEST, 0.1)
+    report.close()
+    assert (tmp_path / CURVES_FILE).read_bytes() != first
+
+
+def test_a_profile_of_the_steps_asked_for(tmp_path: Path):
+    profile = Profile(tmp_path, 2, 3)
+    double = jax.jit(lambda x: x * 2)
+    results = [profile.of(step, double, jnp.float32(step)) for step in (1, 2, 3, 4)]
+    profile.close()
+    assert [float(result) for result in results] == [2, 4, 6, 8]
+    assert len(list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))) == 1

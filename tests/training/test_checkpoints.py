@@ -1,0 +1,101 @@
+"""What is kept on disk of a run, and that the loop does not wait for it."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pit_jax import parallel
+from pit_jax.training.checkpoints import CheckpointError, Checkpoints
+from pit_jax.training.state import TrainState
+
+
+def state_of(value: float, size: int = 8) -> TrainState:
+    place = parallel.replicated(parallel.make_mesh())
+    leaf = jax.device_put(jnp.full((size, size), value), place)
+    return TrainState(
+        step=jax.device_put(jnp.int32(0), place),
+        params={"kernel": leaf},
+        statistics={},
+        optimizer={"momentum": leaf * 2},
+        ema={},
+        skipped=jax.device_put(jnp.zeros(2, jnp.int32), place),
+    )
+
+
+@contextlib.contextmanager
+def checkpoints(workdir: Path, keep: int = 2) -> Iterator[Checkpoints]:
+    with contextlib.closing(Checkpoints(workdir, keep=keep)) as saved:
+        yield saved
+
+
+def steps(workdir: Path) -> list[int]:
+    folder = workdir / "checkpoints"
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path: Path):
+    """A checkpoint that was not evaluated competes with none and goes with its time."""
+    evaluated = {1: {}, 2: {"top1": 0.9}, 3: {}, 4: {"top1": 0.5}, 5: {}, 6: {}}
+    with checkpoints(tmp_path) as saved:
+        for step, metrics in evaluated.items():
+            saved.save(state_of(step), step, {"next_batch": step}, metrics)
+    assert steps(tmp_path) == [2, 5, 6]
+
+
+def test_what_is_saved_is_the_state_of_that_moment(tmp_path: Path):
+    """The next training step overwrites the state while it is being written."""
+    state = state_of(3.0, size=512)
+    overwrite = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 0, tree), donate_argnums=0)
+    with checkpoints(tmp_path) as saved:
+        saved.save(state, 7, {"next_batch": 7}, {})
+        zeroed = overwrite(state)
+        restored = saved.restore_newest(zeroed)
+    assert restored is not None
+    assert restored[1] == {"next_batch": 7}
+    np.testing.assert_array_equal(restored[0].params["kernel"], 3.0)
+    np.testing.assert_array_equal(restored[0].optimizer["momentum"], 6.0)
+    assert int(restored[0].step) == 7
+
+
+def test_the_caller_goes_on_while_it_is_written(tmp_path: Path):
+    """A save of a thousand arrays takes Orbax seconds; the caller waits for none of them."""
+    many = state_of(1.0)
+    many = TrainState(
+        **{**vars(many), "params": {f"kernel{i}": many.params["kernel"] for i in range(300)}}
+    )
+    with checkpoints(tmp_path) as saved:
+        saved.save(many, 1, {}, {})
+        saved.wait()
+        began = time.perf_counter()
+        saved.save(many, 2, {}, {})
+        blocked = time.perf_counter() - began
+        saved.wait()
+        whole = time.perf_counter() - began
+    assert steps(tmp_path) == [1, 2]
+    assert blocked < 0.25 * whole
+
+
+def test_a_failure_is_told_at_the_next_occasion(tmp_path: Path):
+    with checkpoints(tmp_path) as saved:
+        saved.save(state_of(1.0), 1, {}, {})
+        saved.wait()
+        (tmp_path / "checkpoints").rename(tmp_path / "elsewhere")
+        (tmp_path / "checkpoints").touch()
+        saved.save(state_of(2.0), 2, {}, {})
+        with pytest.raises(CheckpointError, match=r"cannot write the checkpoint of step 2 to .*"):
+            saved.save(state_of(3.0), 3, {}, {})
+
+
+def test_a_step_already_saved_is_left_alone(tmp_path: Path):
+    with checkpoints(tmp_path) as saved:
+        saved.save(state_of(1.0), 1, {"of": "the first"}, {})
+        saved.save(state_of(2.0), 1, {"of": "the second"}, {})
+        restored = saved.restore_newest(state_of(0.0))
+    assert restored is not None
+    assert restored[1] == {"of": "the first"}

@@ -1,0 +1,70 @@
+"""Starting from trained weights: what is adapted, what is held still, what learns slower."""
+
+import logging
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from pit_jax.models import params as parameters
+from pit_jax.models import zoo
+from pit_jax.training import build
+from pit_jax.training.setup import Setup, prepare
+from pit_jax.weights import files
+from pit_jax.weights.cards import make_card
+from pit_jax.weights.files import write_weights
+
+
+@pytest.fixture
+def larger(tmp_path: Path, config: ConfigDict) -> Path:
+    """Weights of the same network for images of 16 x 16 pixels and three classes."""
+    options = {**config.model.options.to_dict(), "image_size": 16, "num_classes": 3}
+    model_config = zoo.model_config("pit_ti", **options)
+    values = parameters.split(zoo.build(model_config, seed=1))[1]
+    path = tmp_path / "larger.safetensors"
+    write_weights(path, values, make_card("pit_ti", model_config, source="a test"))
+    return path
+
+
+def updates(setup: Setup) -> dict[str, np.ndarray]:
+    """What the optimizer makes of a gradient of ones, by parameter."""
+    params, _ = parameters.separate(setup.abstract)
+    ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), params)
+    found, _ = setup.learner.optimizer.update(ones, setup.learner.optimizer.init(ones), ones)
+    return {path: np.asarray(leaf) for path, leaf in parameters.flatten(found).items()}
+
+
+def test_positions_are_resized_the_head_replaced_and_both_announced(
+    larger: Path, config: ConfigDict, workdir: Path, caplog: pytest.LogCaptureFixture
+):
+    config.init_from, config.init_head = str(larger), "new"
+    with caplog.at_level(logging.INFO, logger="pit_jax"):
+        found = parameters.flatten(build.initial_values(prepare(config, workdir)))
+    assert found["embedding/position"].shape == (1, 4, 4, 8)
+    assert found["head/kernel"].shape == (16, 10)
+    stored = files.read(larger).tensors
+    np.testing.assert_array_equal(found["pool0/fc/kernel"], stored["pool0/fc/kernel"])
+    assert "starting from the weights" in caplog.text
+    assert "map of positions resized from 8 x 8 to 4 x 4" in caplog.text
+    assert "its head for 3 classes is left out, fresh head for 10" in caplog.text
+
+
+def test_frozen_parts_do_not_move(config: ConfigDict, workdir: Path):
+    config.optimizer.frozen = ("embedding", "class_token", "stage0")
+    for path, update in updates(prepare(config, workdir)).items():
+        still = path.startswith(("embedding/", "stage0/")) or path == "class_token"
+        assert np.any(update) != still, path
+
+
+def test_the_earlier_a_layer_the_slower_it_learns(config: ConfigDict, workdir: Path):
+    even = updates(prepare(config, workdir / "even"))
+    config.optimizer.layer_decay = 0.5
+    slower = updates(prepare(config, workdir / "decayed"))
+    ratio = {path: float(np.mean(slower[path] / even[path])) for path in even}
+    assert ratio["head/kernel"] == pytest.approx(1.0)
+    assert ratio["stage1/block0/mlp/fc1/kernel"] == pytest.approx(0.5)
+    assert ratio["stage0/block0/mlp/fc1/kernel"] == pytest.approx(0.25)
+    assert ratio["embedding/conv/kernel"] == pytest.approx(0.125)

@@ -1,4 +1,6 @@
-"""Where arrays live, on eight simulated devices."""
+"""Who takes part, and where arrays live on eight simulated devices."""
+
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -61,3 +63,91 @@ def test_the_mesh_keeps_the_order_of_processes_whatever_order_jax_lists_devices_
     in_order = jax.devices()
     monkeypatch.setattr(jax, "devices", lambda: in_order[::-1])
     assert parallel.make_mesh(2).devices.ravel().tolist() == in_order
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"coordinator": "here:1"},
+            "--num_processes, --process_id not given: a process on a plain",
+        ),
+        ({"num_processes": 2, "process_id": 0}, "--coordinator not given"),
+        (
+            {"coordinator": "here:1", "num_processes": 2, "process_id": 2},
+            "is not one of 2 processes",
+        ),
+    ],
+)
+def test_a_process_half_described_is_refused(arguments: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        parallel.start_processes(**arguments)
+
+
+def test_a_number_in_the_environment_must_be_one(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
+    with pytest.raises(ValueError, match=r"\$JAX_NUM_PROCESSES must be a number, found 'two'"):
+        parallel.start_processes()
+
+
+@pytest.fixture
+def initialised(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """What JAX is asked to join, instead of joining."""
+    calls: list[tuple] = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: calls.append((a, k)))
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("environment", "named"),
+    [
+        (
+            {
+                "SLURM_JOB_ID": "7",
+                "SLURM_STEP_NODELIST": "a[1-2]",
+                "SLURM_NTASKS": "2",
+                "SLURM_LOCALID": "0",
+            },
+            "SLURM",
+        ),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}, "Open MPI"),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, "Kubernetes"),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, "a TPU slice on Kubernetes"),
+    ],
+)
+def test_clusters_are_recognised_and_named(
+    environment: dict[str, str],
+    named: str,
+    initialised: list[tuple],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with caplog.at_level(logging.INFO, logger="pit_jax"):
+        parallel.start_processes(timeout=77)
+    assert f"joining the other processes of {named}" in caplog.text
+    assert "process 0 of 1 is in" in caplog.text
+    (arguments, options), *others = initialised
+    assert not others
+    assert arguments == (None, None, None)
+    assert options["initialization_timeout"] == 77
+
+
+def test_plain_hosts_are_described_by_the_environment(
+    initialised: list[tuple], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "first:8476")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "4")
+    monkeypatch.setenv("JAX_PROCESS_ID", "3")
+    with caplog.at_level(logging.INFO, logger="pit_jax"):
+        parallel.start_processes()
+    assert initialised[0][0] == ("first:8476", 4, 3)
+    assert "process 3 of 4 waits up to 1800 s for process 0 at first:8476" in caplog.text
+
+
+def test_a_single_host_joins_nobody(initialised: list[tuple], monkeypatch: pytest.MonkeyPatch):
+    parallel.start_processes()
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "1")
+    parallel.start_processes()
+    assert not initialised

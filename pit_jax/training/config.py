@@ -133,7 +133,7 @@ class DistillationConfig:
     teacher: str = "regnety_160"
     """A name of `pit_jax.list_models()`."""
     teacher_weights: str | None = None
-    """What `create_model(weights=...)` takes."""
+    """What `create_model(weights=...)` takes; "untrained", for data.name="synthetic" alone."""
     teacher_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of the teacher's configuration that differ from its row of the zoo."""
 
@@ -172,6 +172,8 @@ class TrainConfig:
     """Between evaluations; one more comes at the end."""
     checkpoint_every: str = "1 epoch"
     """Between checkpoints; one more comes at the end."""
+    min_top1_at: dict[int, float] = dataclasses.field(default_factory=dict)
+    """{epoch: fraction}: a lower evaluated top-1 after that many epochs stops the run."""
     keep_checkpoints: int = 2
     """How many of the newest stay on disk, beside the best by top-1."""
     fsdp: int = 1
@@ -263,7 +265,11 @@ def _matches(value: Any, hint: Any) -> bool:
             and all(_matches(item, member) for item, member in zip(value, members, strict=True))
         )
     if origin is dict:
-        return isinstance(value, dict)
+        return isinstance(value, dict) and all(
+            _matches(key, members[0]) and _matches(item, members[1]) for key, item in value.items()
+        )
+    if hint is Any:
+        return True
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
@@ -318,6 +324,12 @@ def _out_of_range(config: TrainConfig) -> list[str]:
         )
     if config.ema_decay is not None and not 0.0 < config.ema_decay < 1.0:
         problems.append(f"config.ema_decay must be in (0, 1), found {config.ema_decay}")
+    for epoch, top1 in config.min_top1_at.items():
+        if epoch < 1 or not 0.0 <= top1 <= 1.0:
+            problems.append(
+                "config.min_top1_at must give fractions in [0, 1] for epochs from 1, found "
+                f"{{{epoch}: {top1}}}"
+            )
     if config.evaluate_ema and config.ema_decay is None:
         problems.append("config.evaluate_ema needs config.ema_decay")
     if config.data.randaugment:

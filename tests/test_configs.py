@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import pit_jax
+from pit_jax.models.zoo import POOLING_PAIRS
 from pit_jax.training.config import TrainConfig, parse
 from pit_jax.training.setup import prepare
 
@@ -22,8 +23,26 @@ def finetuning_variants() -> list[str]:
     ]
 
 
+def with_smoke(variants: list[str]) -> list[str]:
+    return [f"{variant}{option}" for variant in variants for option in ("", ",smoke")]
+
+
+PITS = ["pit_ti", "pit_xs", "pit_s", "pit_b"]
+VITS = ["vit_ti", "vit_s", "vit_b"]
+DEITS = ["deit_ti", "deit_s", "deit_b"]
+RECIPES = {
+    "vanilla": with_smoke([*PITS, *VITS, "resnet50", "resnet50_nopool"]),
+    "cutmix": with_smoke([*PITS, *VITS]),
+    "deit": with_smoke([*PITS, *DEITS]),
+    "distill": with_smoke([f"{name}_distilled" for name in [*PITS, *DEITS]]),
+    "pooling_ablation": with_smoke(
+        [f"{pair},{kind}" for pair in POOLING_PAIRS for kind in ("pooling", "no_pooling")]
+    ),
+}
+
 # A config file that is added has to be listed here with its variants, or the first test fails.
 VARIANTS = {
+    **{f"{name}.py": variants for name, variants in RECIPES.items()},
     "digits.py": ["", "smoke"],
     "finetune.py": finetuning_variants(),
 }

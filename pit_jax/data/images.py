@@ -87,8 +87,17 @@ def crop_and_resize(image: Image.Image, box: Box, size: tuple[int, int]) -> np.n
     The crop comes first: pixels outside the box do not enter the filter, unlike with PIL's
     `resize(box=)`.
     """
+    return np.asarray(_resize(image.crop(box), size))
+
+
+def resize(pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    """Pixels, uint8 (H, W, 3), as a picture of `size`."""
+    return _resize(Image.fromarray(pixels), size)
+
+
+def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     height, width = size
-    return np.asarray(image.crop(box).resize((width, height), Image.Resampling.BICUBIC))
+    return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def check_protocol(protocol: str) -> None:

@@ -12,9 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 import PIL
-from PIL import Image
 
-from pit_jax.data.images import Box, crop_and_resize, decode_rgb
+from pit_jax.data.images import Box, decode_rgb, resize
 
 PILLOW = int(PIL.__version__.split(".")[0])
 JPEG_MAGIC = b"\xff\xd8\xff"
@@ -57,23 +56,25 @@ def decode_pixels(data: bytes) -> np.ndarray:
     return np.asarray(decode_rgb(data))
 
 
-class CanvasCrop(NamedTuple):
-    """A crop for the device to resize; stacked, the arguments of pit_jax.augment.resize.resize.
+class Crop(NamedTuple):
+    """A crop for the device to resize. Each in the corner of a canvas and stacked, they are the
+    arguments of pit_jax.augment.resize.resize.
 
     Attributes:
-      canvas: uint8 (canvas height, canvas width, 3), the crop in its upper left corner, else black.
-      extent: int32 (2,), the crop's height and width.
-      rows_first: bool (), whether PIL would resize its height before its width.
+      pixels: uint8 (height, width, 3); may share its memory with the image.
+      rows_first: whether PIL would resize its height before its width.
     """
 
-    canvas: np.ndarray
-    extent: np.ndarray
-    rows_first: np.ndarray
+    pixels: np.ndarray
+    rows_first: bool
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.pixels.shape[0], self.pixels.shape[1]
 
 
-def crop_to_canvas(
-    pixels: np.ndarray, box: Box, canvas_size: tuple[int, int], size: tuple[int, int]
-) -> CanvasCrop:
+def cut(pixels: np.ndarray, box: Box, canvas_size: tuple[int, int], size: tuple[int, int]) -> Crop:
     """Cuts the crop out that the device is to resize to `size`.
 
     A crop larger than the canvas is resized here, by PIL; the device then finds it at `size`
@@ -83,24 +84,25 @@ def crop_to_canvas(
       pixels: uint8 (H, W, 3).
       box: left, top, right, bottom of the crop.
       canvas_size: height and width, not smaller than `size`.
+    """
+    left, top, right, bottom = box
+    crop = pixels[top:bottom, left:right]
+    if crop.shape[0] > canvas_size[0] or crop.shape[1] > canvas_size[1]:
+        crop = np.asarray(resize(crop, size))
+    return Crop(crop, resizes_rows_first((crop.shape[0], crop.shape[1]), size))
+
+
+def check_canvas(canvas_size: tuple[int, int], size: tuple[int, int]) -> None:
+    """Refuses a canvas that what PIL has resized would not fit.
 
     Raises:
-      ValueError: a canvas smaller than `size`.
+      ValueError: a canvas smaller than `size` in either direction.
     """
     if canvas_size[0] < size[0] or canvas_size[1] < size[1]:
         raise ValueError(
             f"expected a canvas of at least the image size {size}, found {canvas_size}: choose a "
-            "larger canvas_size"
+            "larger config.data.canvas_size, or config.data.resize_on='host'"
         )
-    left, top, right, bottom = box
-    crop = pixels[top:bottom, left:right]
-    if crop.shape[0] > canvas_size[0] or crop.shape[1] > canvas_size[1]:
-        crop = crop_and_resize(Image.fromarray(pixels), box, size)
-    canvas = np.zeros((*canvas_size, 3), np.uint8)
-    height, width, _ = crop.shape
-    canvas[:height, :width] = crop
-    extent = np.array((height, width), np.int32)
-    return CanvasCrop(canvas, extent, np.array(resizes_rows_first((height, width), size)))
 
 
 def resizes_rows_first(extent: tuple[int, int], size: tuple[int, int]) -> bool:

@@ -1,7 +1,7 @@
 """From stored images to uint8 batches on the host.
 
     source -> seed, shuffle, repeat -> views -> decode, crop, flip, RandAugment -> this process's
-    rows -> batch -> prefetch
+    rows -> batches -> prefetch
 
 Every image of the global batch, its crop included, is a function of (seed, epoch, index) only: the
 random steps come before the rows are split over processes, so any number of processes sees the same
@@ -9,22 +9,20 @@ global batches. Nothing random is stored; the whole state of an input pipeline i
 """
 
 import dataclasses
-import os
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import grain
 import numpy as np
 from PIL import Image
 
 from pit_jax.augment.policy import Policy
-from pit_jax.data import images
+from pit_jax.data import images, jpeg
+from pit_jax.data.batching import Batches, Field
 from pit_jax.data.loading import Loader
 from pit_jax.data.randaugment import rand_augment
 from pit_jax.data.sources import Source
 
 PADDING_LABEL = -1
-# More threads than this contend for the interpreter lock without decoding any faster.
-MAX_THREADS = 16
 
 
 class Row(TypedDict):
@@ -36,10 +34,13 @@ class Row(TypedDict):
 
 class TrainRow(Row):
     """A row for training; `replaced` is the index of the example that could not be decoded and
-    that this one stands for, -1 where there is none.
+    that this one stands for, -1 where there is none. Where the device resizes, `image` is the crop,
+    `extent` its height and width, and `rows_first` as in pit_jax.augment.resize.
     """
 
     replaced: np.int32
+    extent: NotRequired[tuple[int, int]]
+    rows_first: NotRequired[bool]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,8 @@ class Views:
       ratio: smallest and largest width over height.
       flip_probability: of a horizontal flip; 0 where the device flips.
       policy: RandAugment; None where the device does it, or nobody.
+      canvas: height and width of the arrays in whose corners crops go to the device, which resizes
+        them; None where the host does. Then there is no flip and no RandAugment on the host.
       repeats: views of an image that follow one another; an epoch then shows so many times fewer
         images, as DeiT's repeated augmentation does.
     """
@@ -61,7 +64,18 @@ class Views:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip_probability: float = 0.0
     policy: Policy | None = None
+    canvas: tuple[int, int] | None = None
     repeats: int = 1
+
+    def __post_init__(self) -> None:
+        if self.canvas is None:
+            return
+        jpeg.check_canvas(self.canvas, self.size)
+        if self.policy is not None or self.flip_probability > 0:
+            raise ValueError(
+                "expected flip and RandAugment on the device where it resizes, found them on the "
+                "host: they come after the resizing"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,21 +89,24 @@ class RandomView(grain.transforms.RandomMap):
         loaded = self.loader(element)
         height, width, _ = loaded.pixels.shape
         views = self.views
-        left, top, right, bottom = images.random_crop_box(
-            width, height, rng, scale=views.scale, ratio=views.ratio
-        )
-        crop = Image.fromarray(loaded.pixels[top:bottom, left:right])
-        whole = (0, 0, right - left, bottom - top)
-        picture = Image.fromarray(images.crop_and_resize(crop, whole, views.size))
+        box = images.random_crop_box(width, height, rng, scale=views.scale, ratio=views.ratio)
+        label, replaced = np.int32(loaded.label), np.int32(loaded.replaced)
+        if views.canvas is not None:
+            crop = jpeg.cut(loaded.pixels, box, views.canvas, views.size)
+            return {
+                "image": crop.pixels,
+                "extent": crop.extent,
+                "rows_first": crop.rows_first,
+                "label": label,
+                "replaced": replaced,
+            }
+        left, top, right, bottom = box
+        picture = images.resize(loaded.pixels[top:bottom, left:right], views.size)
         if views.flip_probability > 0 and rng.random() < views.flip_probability:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if views.policy is not None:
             picture = rand_augment(picture, views.policy, rng)
-        return {
-            "image": np.asarray(picture),
-            "label": np.int32(loaded.label),
-            "replaced": np.int32(loaded.replaced),
-        }
+        return {"image": np.asarray(picture), "label": label, "replaced": replaced}
 
 
 class RepeatedViews(grain.MapDataset):
@@ -159,7 +176,7 @@ class Reading:
 
     Attributes:
       threads: that decode; 0 for one per core, at most 16.
-      prefetch: batches held ready on the host.
+      prefetch: batches that are made while others are used, at least 1.
       process: this process's number, from 0.
       processes: how many there are.
     """
@@ -206,7 +223,12 @@ def train_batches(
     if views.repeats > 1:
         examples = RepeatedViews(examples, epoch=len(source), repeats=views.repeats)
     drawn = examples.random_map(RandomView(loader, views))
-    return _batched(drawn, batch_size, reading, first_batch)
+    fields = _fields(views.canvas or views.size) | {"replaced": Field((), np.int32)}
+    if views.canvas is not None:
+        fields |= {"extent": Field((2,), np.int32), "rows_first": Field((), np.bool_)}
+    return _batched(
+        drawn, batch_size, fields, reading, first_batch=first_batch, views=views.repeats
+    )
 
 
 def eval_batches(
@@ -242,11 +264,22 @@ def eval_batches(
         pixels = images.evaluation_crop(Image.fromarray(loaded.pixels), image_size, protocol)
         return {"image": pixels, "label": np.int32(loaded.label)}
 
-    return _batched(grain.MapDataset.range(total).map(load), batch_size, reading)
+    rows = grain.MapDataset.range(total).map(load)
+    return _batched(rows, batch_size, _fields(image_size), reading)
+
+
+def _fields(size: tuple[int, int]) -> dict[str, Field]:
+    return {"image": Field((*size, 3), np.uint8), "label": Field((), np.int32)}
 
 
 def _batched(
-    dataset: grain.MapDataset, batch_size: int, reading: Reading, first_batch: int = 0
+    dataset: grain.MapDataset,
+    batch_size: int,
+    fields: dict[str, Field],
+    reading: Reading,
+    *,
+    first_batch: int = 0,
+    views: int = 1,
 ) -> grain.IterDataset:
     rows = ProcessRows(
         dataset,
@@ -255,9 +288,15 @@ def _batched(
         processes=reading.processes,
         first_batch=first_batch,
     )
-    local = batch_size // reading.processes
-    options = grain.ReadOptions(
-        num_threads=reading.threads or min(os.cpu_count() or 1, MAX_THREADS),
-        prefetch_buffer_size=reading.prefetch * local,
+    batches = Batches(
+        rows,
+        rows=batch_size // reading.processes,
+        fields=fields,
+        threads=reading.threads,
+        together=views,
     )
-    return rows.to_iter_dataset(options).batch(local, drop_remainder=True)
+    # Two at a time, so that threads that have done their share of one go on with the next.
+    ahead = max(reading.prefetch, 1)
+    return batches.to_iter_dataset(
+        grain.ReadOptions(num_threads=min(ahead, 2), prefetch_buffer_size=ahead)
+    )

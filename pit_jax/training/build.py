@@ -118,28 +118,32 @@ def abstract_batch(
     }
 
 
-def lower_step(setup: Experiment, state: Any, teacher: Any) -> jax.stages.Lowered:
-    """The training step, traced and ready to compile; the state given to it is consumed.
+def jitted_step(setup: Experiment, state: Any) -> Any:
+    """The training step as it runs; the state given to it is consumed.
+
+    Args:
+      setup: the experiment.
+      state: a `TrainState`, of arrays or of shapes with shardings.
+    """
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return jax.jit(
+        make_train_step(setup.learner, setup.config),
+        donate_argnums=0,
+        out_shardings=(shardings, parallel.replicated(setup.mesh)),
+    )
+
+
+def compile_step(setup: Experiment, state: Any, teacher: Any) -> Any:
+    """The training step compiled ahead of time.
 
     Args:
       setup: the experiment.
       state: a `TrainState`, of arrays or of shapes with shardings.
       teacher: the teacher's values, likewise.
     """
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    jitted = jax.jit(
-        make_train_step(setup.learner, setup.config),
-        donate_argnums=0,
-        out_shardings=(shardings, parallel.replicated(setup.mesh)),
-    )
     batch = abstract_batch(setup, setup.config.batch_size, placement(setup.config).canvas)
-    return jitted.lower(state, teacher, batch)
-
-
-def compile_step(setup: Experiment, state: Any, teacher: Any) -> Any:
-    """The training step of `lower_step`, compiled ahead of time."""
     began = time.monotonic()
-    compiled = lower_step(setup, state, teacher).compile()
+    compiled = jitted_step(setup, state).lower(state, teacher, batch).compile()
     logger.info("compiled the training step in %s", duration(time.monotonic() - began))
     return compiled
 

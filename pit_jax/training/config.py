@@ -57,6 +57,11 @@ class DataConfig:
     """RandAugment policy, such as DeiT's "rand-m9-mstd0.5-inc1"; "" for none."""
     augment_on: str = "auto"
     """Where RandAugment runs: "host" (PIL), "device", or "auto": device on GPUs, else host."""
+    resize_on: str = "auto"
+    """Where crops are resized: "host" (PIL), "device" (within a grey level of it), or "auto":
+    the device on GPUs where RandAugment is not on the host, else the host."""
+    canvas_size: tuple[int, int] = (512, 512)
+    """Height and width in which crops go to a device that resizes; larger ones PIL resizes."""
     bad_images: str = "error"
     """Training images that do not decode: "error" stops, "skip" takes the next example instead."""
     max_bad_images: int = 100
@@ -66,7 +71,7 @@ class DataConfig:
     threads: int = 0
     """Threads that decode; 0 for one per core, at most 16."""
     prefetch: int = 2
-    """Batches held ready on the host."""
+    """Batches that are made while others are used, each in the host's memory."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -285,6 +290,7 @@ _AT_LEAST_ONE = (
     "fsdp",
     "data.repeats",
     "data.max_bad_images",
+    "data.prefetch",
 )
 _CHOICES = {
     "remat": ("none", "dots"),
@@ -292,6 +298,7 @@ _CHOICES = {
     "init_head": ("load", "new"),
     "model.dtype": ("bfloat16", "float32"),
     "data.augment_on": ("auto", "host", "device"),
+    "data.resize_on": ("auto", "host", "device"),
     "data.bad_images": ("error", "skip"),
     "distillation.kind": ("none", "hard", "soft"),
 }

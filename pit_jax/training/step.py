@@ -16,6 +16,7 @@ from flax import nnx
 
 from pit_jax.augment.batch import training_batch
 from pit_jax.augment.normalise import normalise
+from pit_jax.augment.resize import resize
 from pit_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
 from pit_jax.losses import cross_entropy, distillation_loss
 from pit_jax.models import params as parameters
@@ -89,12 +90,18 @@ def step_keys(config: TrainConfig, step: int | jax.Array) -> tuple[jax.Array, ja
 def augment(
     config: TrainConfig, key: jax.Array, batch: Batch, num_classes: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Images (B, H, W, 3) and soft targets (B, K) of a global batch, as the model is given them."""
+    """Images (B, H, W, 3) and soft targets (B, K) of a global batch, as the model is given them.
+
+    A batch of crops has their "extent" and "rows_first" with it, and is resized first.
+    """
     place = placement(config)
+    images = batch["image"]
+    if "extent" in batch:
+        images = resize(images, batch["extent"], batch["rows_first"], config.model.image_size)
     options = dataclasses.asdict(config.augment) | {"flip_probability": place.device_flip}
     return training_batch(
         key,
-        batch["image"],
+        images,
         batch["label"],
         num_classes=num_classes,
         mean=IMAGENET_MEAN,

@@ -7,18 +7,20 @@ from PIL import Image
 
 from pit_jax.augment import resize
 from pit_jax.data.images import crop_and_resize, random_crop_box
-from pit_jax.data.jpeg import crop_to_canvas
+from pit_jax.data.jpeg import cut
 
 CANVAS = (300, 340)
 
 
 def differences(pictures, boxes, size, run) -> np.ndarray:
     """(images, H, W, 3) grey levels from PIL."""
-    crops = [
-        crop_to_canvas(picture, box, CANVAS, size)
-        for picture, box in zip(pictures, boxes, strict=True)
-    ]
-    found = np.asarray(run(*(np.stack(column) for column in zip(*crops, strict=True)), size))
+    crops = [cut(picture, box, CANVAS, size) for picture, box in zip(pictures, boxes, strict=True)]
+    canvases = np.zeros((len(crops), *CANVAS, 3), np.uint8)
+    for canvas, crop in zip(canvases, crops, strict=True):
+        canvas[: crop.extent[0], : crop.extent[1]] = crop.pixels
+    extents = np.array([crop.extent for crop in crops], np.int32)
+    rows_first = np.array([crop.rows_first for crop in crops])
+    found = np.asarray(run(canvases, extents, rows_first, size))
     expected = [
         crop_and_resize(Image.fromarray(picture), box, size)
         for picture, box in zip(pictures, boxes, strict=True)

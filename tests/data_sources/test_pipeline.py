@@ -3,6 +3,9 @@
 import copy
 import dataclasses
 import itertools
+import os
+import threading
+import time
 from typing import Any
 
 import grain
@@ -17,6 +20,7 @@ BATCH = 32
 POLICY = policy.parse("rand-m9-mstd0.5-inc1")
 # Five batches of 32 are more than an epoch of 100 views, and neither is a multiple of three.
 REPEATED = {"repeats": 3, "policy": POLICY, "flip_probability": 0.5}
+CANVASES = {"repeats": 3, "canvas": (16, 13)}
 VIEWS = {field.name for field in dataclasses.fields(pipeline.Views)}
 
 
@@ -61,7 +65,7 @@ def test_crops_differ_between_epochs_and_seeds(source: sources.Source):
     assert len(distinct) > 250
 
 
-@pytest.mark.parametrize("drawn", [{}, REPEATED])
+@pytest.mark.parametrize("drawn", [{}, REPEATED, CANVASES])
 @pytest.mark.parametrize("processes", [2, 4])
 def test_the_global_batch_does_not_depend_on_the_processes(
     source: sources.Source, processes: int, drawn: dict[str, Any]
@@ -77,20 +81,96 @@ def test_the_global_batch_does_not_depend_on_the_processes(
         for p in range(processes)
     ]
     for index, batch in enumerate(whole):
-        for name in ("image", "label"):
+        for name in batch:
             joined = np.concatenate([share[index][name] for share in shares])
             np.testing.assert_array_equal(joined, batch[name])
 
 
-@pytest.mark.parametrize("drawn", [{}, REPEATED])
+@pytest.mark.parametrize("drawn", [{}, REPEATED, CANVASES])
 @pytest.mark.parametrize("first", [1, 5])
 def test_starting_at_a_later_batch_continues_bit_identically(
     source: sources.Source, first: int, drawn: dict[str, Any]
 ):
-    uninterrupted, labels = take(training(source, **drawn), 9)
-    resumed, resumed_labels = take(training(source, first_batch=first, **drawn), 9 - first)
-    np.testing.assert_array_equal(resumed, uninterrupted[first * BATCH :])
-    np.testing.assert_array_equal(resumed_labels, labels[first * BATCH :])
+    uninterrupted = itertools.islice(training(source, **drawn), first, 9)
+    resumed = training(source, first_batch=first, **drawn)
+    for batch, expected in zip(resumed, uninterrupted, strict=False):
+        assert batch.keys() == expected.keys()
+        for name in batch:
+            np.testing.assert_array_equal(batch[name], expected[name])
+
+
+def test_a_crop_for_the_device_is_what_the_host_would_resize(source: sources.Source):
+    """In the corner of a black canvas, of the same draws; this PIL resizes it to the same image."""
+    resized, labels = take(training(source), 3)
+    whole = list(itertools.islice(training(source, canvas=(12, 16)), 3))
+    crops, extents, again = (
+        np.concatenate([batch[name] for batch in whole]) for name in ("image", "extent", "label")
+    )
+    np.testing.assert_array_equal(again, labels)
+    assert crops.shape == (96, 12, 16, 3)
+    assert len(np.unique(extents)) > 2
+    for crop, (height, width), image in zip(crops, extents, resized, strict=True):
+        assert crop[height:].max(initial=0) == crop[:, width:].max(initial=0) == 0
+        np.testing.assert_array_equal(images.resize(crop[:height, :width], (12, 10)), image)
+
+
+def test_flip_and_randaugment_come_after_the_resizing(source: sources.Source):
+    for drawn in ({"policy": POLICY}, {"flip_probability": 0.5}):
+        with pytest.raises(ValueError, match="RandAugment on the device where it resizes"):
+            pipeline.Views(size=(12, 10), canvas=(16, 16), **drawn)
+    with pytest.raises(ValueError, match=r"at least the image size \(12, 10\), found \(16, 9\)"):
+        pipeline.Views(size=(12, 10), canvas=(16, 9))
+
+
+@pytest.mark.parametrize("threads", [1, 3, 16])
+def test_batches_do_not_depend_on_the_threads(source: sources.Source, threads: int):
+    expected, labels = take(training(source, batch_size=50, **REPEATED), 4)
+    reading = pipeline.Reading(threads=threads, prefetch=3)
+    found, again = take(training(source, batch_size=50, reading=reading, **REPEATED), 4)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(again, labels)
+
+
+class Recorder:
+    """Examples that note how often they are asked for, and by which threads."""
+
+    def __init__(self, source: sources.Source) -> None:
+        self.source = source
+        self.asked = 0
+        self.threads: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> sources.Example:
+        self.asked += 1
+        self.threads.add(threading.current_thread().name)
+        time.sleep(0.001)  # or one thread could be done before the others have started
+        return self.source.examples[index]
+
+
+@pytest.mark.parametrize("prefetch", [1, 3])
+def test_batches_are_made_while_one_is_used(source: sources.Source, prefetch: int):
+    """So many as `prefetch` says are whole before they are asked for, and no more."""
+    examples = Recorder(source)
+    reading = pipeline.Reading(threads=2, prefetch=prefetch)
+    batches = iter(training(sources.Source("recorded", examples, 10), reading=reading))
+    next(batches)
+    expected = (1 + prefetch) * BATCH
+    end = time.monotonic() + 60
+    while examples.asked < expected and time.monotonic() < end:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    assert examples.asked == expected
+    assert threading.current_thread().name not in examples.threads
+
+
+def test_as_many_threads_as_cores(source: sources.Source):
+    for threads, expected in ((3, 3), (0, min(len(os.sched_getaffinity(0)), 16))):
+        examples = Recorder(source)
+        recorded = sources.Source("recorded", examples, 10)
+        next(iter(training(recorded, reading=pipeline.Reading(threads=threads, prefetch=1))))
+        assert len(examples.threads) == expected
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -7,6 +7,7 @@ axis, a `kernel` here on the last; every other tensor of more than one axis (cla
 embeddings) has a first axis of one in PyTorch, so that its only "channel" is the whole of it.
 """
 
+import dataclasses
 import math
 from typing import Any
 
@@ -16,18 +17,27 @@ import optax
 
 
 def adamp(
-    learning_rate: optax.ScalarOrSchedule,
-    *,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    mask: Any = None,
-    delta: float = 0.1,
-    wd_ratio: float = 0.1,
-    nesterov: bool = False,
+    learning_rate: optax.ScalarOrSchedule, **options: Any
 ) -> optax.GradientTransformationExtraArgs:
     """Adam with decoupled weight decay and projected steps.
+
+    Args:
+      learning_rate: a number, or a function from the step (from 0) to one.
+      **options: attributes of `AdamP`.
+
+    Returns:
+      A transformation whose `update` needs `params`.
+    """
+    rule = AdamP(**options)
+    return optax.chain(
+        optax.GradientTransformationExtraArgs(rule.init, rule.update),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdamP:
+    """AdamP's direction before the learning rate, weight decay included.
 
     The defaults are those of the authors' `adamp` package. timm's `--opt adamp`, which the script
     that trained PiT calls, sets `wd_ratio=0.01` and `nesterov=True` instead.
@@ -36,8 +46,7 @@ def adamp(
     reductions: under `jax.jit` they are global however the tensors are sharded; inside `shard_map`
     they would see one shard only.
 
-    Args:
-      learning_rate: a number, or a function from the step (from 0) to one.
+    Attributes:
       b1: decay of the mean of gradients, in [0, 1).
       b2: decay of the mean of squared gradients, in [0, 1).
       eps: added to the root of the mean square, and to the norm that a projection divides by.
@@ -48,60 +57,43 @@ def adamp(
         below delta / sqrt(size of the vectors compared).
       wd_ratio: multiplies the weight decay of a projected tensor.
       nesterov: steps along the look-ahead mean of gradients.
-
-    Returns:
-      A transformation whose `update` needs `params`.
-
-    Raises:
-      ValueError: by `update`, without `params`.
     """
-    return optax.chain(
-        scale_by_adamp(
-            b1=b1,
-            b2=b2,
-            eps=eps,
-            weight_decay=weight_decay,
-            mask=mask,
-            delta=delta,
-            wd_ratio=wd_ratio,
-            nesterov=nesterov,
-        ),
-        optax.scale_by_learning_rate(learning_rate),
-    )
 
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    mask: Any = None
+    delta: float = 0.1
+    wd_ratio: float = 0.1
+    nesterov: bool = False
 
-def scale_by_adamp(
-    *,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    mask: Any = None,
-    delta: float = 0.1,
-    wd_ratio: float = 0.1,
-    nesterov: bool = False,
-) -> optax.GradientTransformationExtraArgs:
-    """AdamP's direction before the learning rate, weight decay included; arguments as `adamp`."""
-
-    def init(params: optax.Params) -> optax.ScaleByAdamState:
+    def init(self, params: optax.Params) -> optax.ScaleByAdamState:
+        """Moments of zero."""
         zeros = optax.tree.zeros_like(params)
         return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), mu=zeros, nu=zeros)
 
     def update(
+        self,
         updates: optax.Updates,
         state: optax.ScaleByAdamState,
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
+        """Directions for gradients, and the moments after them.
+
+        Raises:
+          ValueError: without `params`.
+        """
         del extra_args
         if params is None:
             raise ValueError("adamp needs the parameters: call update(gradients, state, params)")
         count = optax.safe_increment(state.count)
-        mu = optax.tree.update_moment(updates, state.mu, b1, 1)
-        nu = optax.tree.update_moment(updates, state.nu, b2, 2)
-        bias1 = _bias_correction(b1, count)
-        root_bias2 = jnp.sqrt(_bias_correction(b2, count))
-        decays = mask(params) if callable(mask) else mask
+        mu = optax.tree.update_moment(updates, state.mu, self.b1, 1)
+        nu = optax.tree.update_moment(updates, state.nu, self.b2, 2)
+        bias1 = _bias_correction(self.b1, count)
+        root_bias2 = jnp.sqrt(_bias_correction(self.b2, count))
+        decays = self.mask(params) if callable(self.mask) else self.mask
         if decays is None:
             decays = jax.tree.map(lambda _: True, params)
 
@@ -109,18 +101,16 @@ def scale_by_adamp(
             path: tuple[Any, ...], w: jax.Array, g: jax.Array, *moments: Any
         ) -> jax.Array:
             m, v, decay = moments
-            ahead = b1 * m + (1 - b1) * g if nesterov else m
-            step = ahead / (jnp.sqrt(v) / root_bias2 + eps)
-            step, projected = _project(path, w, g, step, delta=delta, eps=eps)
+            ahead = self.b1 * m + (1 - self.b1) * g if self.nesterov else m
+            step = ahead / (jnp.sqrt(v) / root_bias2 + self.eps)
+            step, projected = _project(path, w, g, step, delta=self.delta, eps=self.eps)
             # The reference decays first, then steps: the same sum, as the projection saw the
             # weights from before either.
-            ratio = jnp.where(projected, wd_ratio, 1.0)
-            return step / bias1 + weight_decay * decay * ratio * w
+            ratio = jnp.where(projected, self.wd_ratio, 1.0)
+            return step / bias1 + self.weight_decay * decay * ratio * w
 
         directions = jax.tree_util.tree_map_with_path(direction, params, updates, mu, nu, decays)
         return directions, optax.ScaleByAdamState(count, mu=mu, nu=nu)
-
-    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _bias_correction(decay: float, count: jax.Array) -> jax.Array:

@@ -8,12 +8,11 @@ import jax
 import optax
 
 from pit_jax.errors import suggestion
-from pit_jax.optim.adamp import adamp
+from pit_jax.optim.adamp import AdamP
 from pit_jax.optim.masks import weight_decay_mask
 
 
 def adamw(
-    learning_rate: optax.ScalarOrSchedule,
     *,
     b1: float = 0.9,
     b2: float = 0.999,
@@ -23,13 +22,13 @@ def adamw(
     nesterov: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam with decoupled weight decay, as `torch.optim.AdamW`."""
-    return optax.adamw(
-        learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=mask, nesterov=nesterov
+    return optax.chain(
+        optax.scale_by_adam(b1, b2, eps, nesterov=nesterov),
+        optax.add_decayed_weights(weight_decay, mask),
     )
 
 
 def sgd(
-    learning_rate: optax.ScalarOrSchedule,
     *,
     momentum: float = 0.9,
     weight_decay: float = 0.0,
@@ -39,17 +38,12 @@ def sgd(
     """Stochastic gradient descent with momentum, as `torch.optim.SGD`: the weight decay is part of
     the gradient and enters the momentum.
     """
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay, mask),
-        optax.sgd(learning_rate, momentum=momentum or None, nesterov=nesterov),
-    )
+    decayed = optax.add_decayed_weights(weight_decay, mask)
+    return optax.chain(decayed, *([optax.trace(momentum, nesterov)] if momentum else []))
 
 
-OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
-    "adamw": adamw,
-    "adamp": adamp,
-    "sgd": sgd,
-}
+# What makes the direction of a step, before the learning rate, from the options of its name.
+OPTIMIZERS: dict[str, Callable[..., Any]] = {"adamw": adamw, "adamp": AdamP, "sgd": sgd}
 
 
 def make_optimizer(
@@ -89,14 +83,18 @@ def make_optimizer(
         )
     if clip_norm is not None and clip_norm <= 0:
         raise ValueError(f"clip_norm must be above 0, or None for no clipping, found {clip_norm}")
-    known = list(inspect.signature(OPTIMIZERS[name]).parameters)[1:]
+    known = list(inspect.signature(OPTIMIZERS[name]).parameters)
     for option in options:
         if option not in known:
             raise ValueError(
                 f"{name} has no option {option!r}{suggestion(option, known)}; it has "
                 f"{', '.join(known)}"
             )
-    steps = [OPTIMIZERS[name](learning_rate, weight_decay=weight_decay, mask=mask, **options)]
+    rule = OPTIMIZERS[name](weight_decay=weight_decay, mask=mask, **options)
+    steps: list[optax.GradientTransformation] = [
+        optax.GradientTransformationExtraArgs(rule.init, rule.update),
+        optax.scale_by_learning_rate(learning_rate),
+    ]
     if clip_norm is not None:
         steps.insert(0, optax.clip_by_global_norm(clip_norm))
     if layer_scales is not None:

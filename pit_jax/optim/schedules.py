@@ -29,65 +29,70 @@ def scaled_learning_rate(base: float, batch_size: int) -> float:
     return base * batch_size / REFERENCE_BATCH
 
 
-def deit(
-    *,
-    peak: float,
-    epochs: int,
-    warmup_epochs: int,
-    steps_per_epoch: int,
-    warmup_lr: float = 1e-6,
-    min_lr: float = 1e-5,
-) -> optax.Schedule:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Learning rate over time in epochs: the formula of the module.
+
+    Attributes:
+      peak: learning rate the warm-up aims at, already scaled (`scaled_learning_rate`).
+      epochs: E, warm-up included.
+      warmup_epochs: W, 0 for none.
+      warmup_lr: where the warm-up starts; absolute, not scaled with the batch.
+      min_lr: where the cosine ends; absolute too.
+
+    Raises:
+      ValueError: no epochs, or a warm-up that is negative or longer than the training.
+    """
+
+    peak: float
+    epochs: int
+    warmup_epochs: int
+    warmup_lr: float = 1e-6
+    min_lr: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"a schedule needs at least one epoch, found {self.epochs}")
+        if not 0 <= self.warmup_epochs <= self.epochs:
+            raise ValueError(
+                f"warmup_epochs must be between 0 and the {self.epochs} epochs trained, found "
+                f"{self.warmup_epochs}"
+            )
+
+    def at(self, t: Any, xp: Any) -> Any:
+        """The learning rate at times in the arrays of `xp` (numpy or jax.numpy)."""
+        slope = (self.peak - self.warmup_lr) / max(self.warmup_epochs, 1)
+        cosine = (1 + xp.cos(math.pi * t / self.epochs)) / 2
+        cosine = self.min_lr + (self.peak - self.min_lr) * cosine
+        return xp.where(t < self.warmup_epochs, self.warmup_lr + t * slope, cosine)
+
+
+def deit(curve: Curve, steps_per_epoch: int) -> optax.Schedule:
     """The schedule of DeiT's script as it runs: constant within an epoch, and an epoch late.
 
     The script moves the schedule on after the epoch it has just trained, so that epoch e trains at
     t = max(e - 1, 0): the first two epochs at `warmup_lr`, and `min_lr` is never quite reached.
-
-    Args:
-      peak: learning rate the warm-up aims at, already scaled (`scaled_learning_rate`).
-      epochs: total epochs, warm-up included.
-      warmup_epochs: epochs of warm-up, 0 for none.
-      steps_per_epoch: optimizer steps per epoch.
-      warmup_lr: where the warm-up starts; absolute, not scaled with the batch.
-      min_lr: where the cosine ends; absolute too.
-
-    Returns:
-      step -> float32 learning rate; steps beyond the last epoch get that of the last.
-
-    Raises:
-      ValueError: no epochs or no steps, or a warm-up that is negative or longer than the training.
+    Steps beyond the last epoch get the learning rate of the last.
     """
-    _check(epochs, warmup_epochs, steps_per_epoch)
-    curve = _Curve(peak, epochs, warmup_epochs, warmup_lr, min_lr)
-    table = curve.at(np.maximum(np.arange(epochs) - 1.0, 0.0), np).astype(np.float32)
+    times = np.maximum(np.arange(curve.epochs) - 1.0, 0.0)
+    table = curve.at(times, np).astype(np.float32)
 
     def schedule(step: jax.typing.ArrayLike) -> jax.Array:
         epoch = jnp.asarray(step) // steps_per_epoch
-        return jnp.asarray(table)[jnp.minimum(epoch, epochs - 1)]
+        return jnp.asarray(table)[jnp.minimum(epoch, curve.epochs - 1)]
 
     return schedule
 
 
-def smooth(
-    *,
-    peak: float,
-    epochs: int,
-    warmup_epochs: int,
-    steps_per_epoch: int,
-    warmup_lr: float = 1e-6,
-    min_lr: float = 1e-5,
-) -> optax.Schedule:
+def smooth(curve: Curve, steps_per_epoch: int) -> optax.Schedule:
     """The same curve followed at every step, on time: t = step / steps_per_epoch.
 
-    At whole epochs t it has the value that `deit` has one epoch later. Arguments, result and errors
-    as `deit`.
+    At whole epochs t it has the value that `deit` has one epoch later.
     """
-    _check(epochs, warmup_epochs, steps_per_epoch)
-    curve = _Curve(peak, epochs, warmup_epochs, warmup_lr, min_lr)
 
     def schedule(step: jax.typing.ArrayLike) -> jax.Array:
         t = jnp.asarray(step, jnp.float32) / steps_per_epoch
-        return curve.at(jnp.minimum(t, epochs), jnp)
+        return curve.at(jnp.minimum(t, curve.epochs), jnp)
 
     return schedule
 
@@ -95,62 +100,25 @@ def smooth(
 SCHEDULES = {"deit": deit, "smooth": smooth}
 
 
-def make_schedule(
-    name: str,
-    *,
-    peak: float,
-    epochs: int,
-    warmup_epochs: int,
-    steps_per_epoch: int,
-    warmup_lr: float = 1e-6,
-    min_lr: float = 1e-5,
-) -> optax.Schedule:
-    """A schedule of `SCHEDULES` by name; arguments and errors as `deit`.
+def make_schedule(name: str, curve: Curve, *, steps_per_epoch: int) -> optax.Schedule:
+    """A schedule by name.
+
+    Args:
+      name: of `SCHEDULES`.
+      curve: that it follows.
+      steps_per_epoch: optimizer steps per epoch.
+
+    Returns:
+      step (from 0) -> float32 learning rate.
 
     Raises:
-      ValueError: also for an unknown name.
+      ValueError: an unknown name, with the closest right one; no steps.
     """
     if name not in SCHEDULES:
         raise ValueError(
             f"unknown schedule {name!r}{suggestion(name, SCHEDULES)}; there are "
             f"{', '.join(SCHEDULES)}"
         )
-    return SCHEDULES[name](
-        peak=peak,
-        epochs=epochs,
-        warmup_epochs=warmup_epochs,
-        steps_per_epoch=steps_per_epoch,
-        warmup_lr=warmup_lr,
-        min_lr=min_lr,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Curve:
-    """Learning rate over time in epochs."""
-
-    peak: float
-    epochs: int
-    warmup_epochs: int
-    warmup_lr: float
-    min_lr: float
-
-    def at(self, t: Any, xp: Any) -> Any:
-        """The formula of the module, for times in the arrays of `xp` (numpy or jax.numpy)."""
-        slope = (self.peak - self.warmup_lr) / max(self.warmup_epochs, 1)
-        cosine = (1 + xp.cos(math.pi * t / self.epochs)) / 2
-        cosine = self.min_lr + (self.peak - self.min_lr) * cosine
-        return xp.where(t < self.warmup_epochs, self.warmup_lr + t * slope, cosine)
-
-
-def _check(epochs: int, warmup_epochs: int, steps_per_epoch: int) -> None:
-    if epochs < 1 or steps_per_epoch < 1:
-        raise ValueError(
-            "a schedule needs at least one epoch of at least one step, found "
-            f"epochs={epochs}, steps_per_epoch={steps_per_epoch}"
-        )
-    if not 0 <= warmup_epochs <= epochs:
-        raise ValueError(
-            f"warmup_epochs must be between 0 and the {epochs} epochs trained, found "
-            f"{warmup_epochs}"
-        )
+    if steps_per_epoch < 1:
+        raise ValueError(f"a schedule needs at least one step an epoch, found {steps_per_epoch}")
+    return SCHEDULES[name](curve, steps_per_epoch)

@@ -23,7 +23,7 @@ from pit_jax.models import params as parameters
 from pit_jax.models import zoo
 from pit_jax.optim.masks import layer_decay_scales
 from pit_jax.optim.optimizers import make_optimizer
-from pit_jax.optim.schedules import make_schedule, scaled_learning_rate
+from pit_jax.optim.schedules import Curve, make_schedule, scaled_learning_rate
 from pit_jax.training.checkpoints import CONFIG_FILE
 from pit_jax.training.config import TrainConfig, parse
 from pit_jax.training.durations import to_steps
@@ -308,15 +308,14 @@ def _schedule(config: TrainConfig, steps: Steps) -> optax.Schedule:
             f"config.optimizer.warmup in whole epochs of {unit} steps, found {steps.total} and "
             f"{warmup} steps"
         )
-    return make_schedule(
-        options.schedule,
+    curve = Curve(
         peak=scaled_learning_rate(options.base_learning_rate, config.batch_size),
         epochs=steps.total // unit,
         warmup_epochs=warmup // unit,
-        steps_per_epoch=unit,
         warmup_lr=options.warmup_learning_rate,
         min_lr=options.min_learning_rate,
     )
+    return make_schedule(options.schedule, curve, steps_per_epoch=unit)
 
 
 def _optimizer(

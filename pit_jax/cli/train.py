@@ -27,10 +27,13 @@ def run() -> None:
     flags.DEFINE_integer("timeout", 1800, "Seconds to wait for the other processes.")
     flags.DEFINE_integer("heartbeat", 100, "Seconds after which a silent process counts as dead.")
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(_main, flags_parser=_parse)
+    app.run(_main, flags_parser=parse_flags)
 
 
-def _parse(arguments: Sequence[str]) -> list[str]:
+def parse_flags(arguments: Sequence[str]) -> list[str]:
+    """Reads the command line; what is wrong with it or with the config file ends the program in one
+    line.
+    """
     try:
         rest = flags.FLAGS(arguments)
         # A file that cannot be loaded says so only when something is asked of it.

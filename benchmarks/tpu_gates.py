@@ -1,0 +1,243 @@
+"""What a step costs on TPUs by the compiler's estimate, plain JAX and ours side by side; exits
+non-zero where a gate is missed. No TPU is needed, but libtpu is.
+
+    python benchmarks/tpu_gates.py [--models pit_s] [--batch 128] [--topology v5e:2x2] [--json FILE]
+    python benchmarks/tpu_gates.py --models pit_ti pit_xs pit_s pit_b deit_s
+    python benchmarks/tpu_gates.py --scaling
+
+Plain JAX is the same program with the lowerings one would write down: a grouped convolution to
+pool, attention that stores its map, `jax.nn.gelu`. The gates hold for PiT-S on v5e with 128 images
+a chip. They are of one chip's work; exchanges between chips are shown beside it, and judged by
+`--scaling`: images per second and chip on 256 chips relative to 8, and relative to no exchanges.
+All models train by configs/deit.py:pit_s, so that the network is the only difference.
+
+Estimates only, of which docs/performance.md says how far to trust them. A compilation takes one to
+three minutes of two cores.
+"""
+
+import argparse
+import dataclasses
+import json
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pit_jax.compile_report import chips, libtpu, measure, program
+from pit_jax.compile_report.hlo import Module
+from pit_jax.compile_report.report import Report
+from pit_jax.compile_report.text import table
+from pit_jax.models import lowerings, zoo
+
+CONFIG = Path(__file__).resolve().parents[1] / "configs" / "deit.py"
+PLAIN = {"attention": "plain", "gelu": "xla", "pooling": "grouped"}
+GATED = "pit_s"
+RIVAL = "deit_s"
+SCALING_SLICES = ("v5e:2x4", "v5e:16x16")
+SCALING_GATES = {128: 0.97, 16: 0.90}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One compiled program."""
+
+    report: Report
+    grouped_convolutions: list[str]
+    attention_maps: list[str]
+
+    @property
+    def rate(self) -> float:
+        """Images per second of one chip, but for exchanges; 0 where it does not fit."""
+        estimate = self.report.estimate
+        return estimate.images_per_second_alone if estimate else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Gate:
+    """A figure and the bound it has to keep."""
+
+    name: str
+    value: float
+    bound: float
+    at_least: bool = False
+
+    @property
+    def holds(self) -> bool:
+        return self.value >= self.bound if self.at_least else self.value <= self.bound
+
+    def row(self) -> list[str]:
+        relation = ">=" if self.at_least else "<="
+        verdict = "ok" if self.holds else "MISSED"
+        return [self.name, f"{self.value:,.4g}", relation, f"{self.bound:,.4g}", verdict]
+
+
+def compile_case(model: str, kind: str, topology: str, batch: int, *, plain: bool = False) -> Case:
+    """Compiles one program and reads it."""
+    config = runpy.run_path(str(CONFIG))["get_config"](GATED)
+    config.model.name = model
+    on = chips.parse_slice(topology)
+    devices = libtpu.devices(on)
+    experiment = program.experiment_on(
+        config, devices, batch_size=batch * len(devices), program=kind
+    )
+    with lowerings.override(**(PLAIN if plain else {})):
+        compiled = program.compile_program(experiment, kind)
+    module = measure.read_program(compiled)
+    report = measure.make_report(compiled, module, topology, on)
+    case = Case(report, module.grouped_convolutions, attention_maps(module, model))
+    print(
+        f"{model} {kind} {'plain' if plain else 'ours'} on {topology}, {batch} images a chip: "
+        f"{case.rate:,.0f} images/s/chip, traced in {report.trace_seconds:.0f} s, compiled in "
+        f"{report.compile_seconds:.0f} s, load {report.load[0]} on {report.load[1]} cores",
+        file=sys.stderr,
+        flush=True,
+    )
+    return case
+
+
+def attention_maps(module: Module, model: str) -> list[str]:
+    """Arrays in main memory with two axes of the first stage's tokens, padded or not."""
+    config = zoo.model_config(model)
+    height, width = config.grids[0]
+    tokens = range(height * width, -(-(height * width + 2) // 128) * 128 + 1)
+    return sorted(
+        f"{array.dtype}{list(array.shape)}"
+        for array in module.stored
+        if sum(size in tokens for size in array.shape) > 1
+    )
+
+
+def gates(train: Case, inference: Case) -> list[Gate]:
+    """What has to hold for PiT-S on v5e with 128 images a chip."""
+    report, estimate = train.report, train.report.estimate
+    gathered = sum(one.bytes for one in report.collectives if one.kind != "all-reduce")
+    kernels = estimate.kernel_cycles if estimate else 0
+    cycles = estimate.xla_cycles if estimate else float("inf")
+    return [
+        Gate("grouped convolutions", len(train.grouped_convolutions), 0),
+        Gate("attention maps in HBM", len(train.attention_maps), 0),
+        Gate("gathered by other chips, MB/image", gathered / report.images / 1e6, 0.01),
+        Gate("XLA bytes, MB/image", (report.bytes_accessed or 0) / report.images / 1e6, 280),
+        Gate("cycles outside kernels, k/image", cycles / report.images / 1e3, 382),
+        Gate("attention bundles, k/image", kernels / report.images / 1e3, 76),
+        Gate("training, images/s/chip", train.rate, 3300, at_least=True),
+        Gate("inference, images/s/chip", inference.rate, 10_000, at_least=True),
+    ]
+
+
+def side_by_side(plain: Case, ours: Case) -> list[str]:
+    """The figures of both, an image, and their ratio."""
+    rows = [["", "plain", "ours", "ours / plain"]]
+    columns = [_figures(plain), _figures(ours)]
+    for name in dict.fromkeys([*columns[0], *columns[1]]):
+        first, second = (column.get(name, 0.0) for column in columns)
+        ratio = f"{second / first:.3f}" if first and second else ""
+        rows.append([name, f"{first:,.1f}", f"{second:,.1f}", ratio])
+    return table(rows)
+
+
+def _figures(case: Case) -> dict[str, float]:
+    report, estimate = case.report, case.report.estimate
+    figures = {"images/s/chip": case.rate}
+    if estimate:
+        model_flops = case.rate * report.model_flops
+        figures |= {
+            "  with exchanges": estimate.images_per_second,
+            "MFU, %": 100 * model_flops / (report.peak_flops or float("inf")),
+            "XLA cycles, k/image": estimate.xla_cycles / report.images / 1e3,
+            "  of these attention": estimate.attention_cycles / report.images / 1e3,
+            "kernel bundles, k/image": estimate.kernel_cycles / report.images / 1e3,
+            "XLA bytes, MB/image": (report.bytes_accessed or 0) / report.images / 1e6,
+        }
+    return figures | {
+        "peak memory, GB": (report.memory.peak or 0) / 1e9,
+        "grouped convolutions": len(case.grouped_convolutions),
+        "attention maps in HBM": len(case.attention_maps),
+        "compiled in, s": report.compile_seconds,
+    }
+
+
+def compare_models(options: argparse.Namespace) -> tuple[dict[str, Any], list[Gate]]:
+    """Plain JAX and ours for every model, in training and in inference, and the gates."""
+    cases: dict[tuple[str, str, bool], Case] = {}
+    for model in options.models:
+        for kind in program.PROGRAMS:
+            for plain in (True, False):
+                cases[(model, kind, plain)] = compile_case(
+                    model, kind, options.topology, options.batch, plain=plain
+                )
+            print(f"\n{model} {kind}, {options.batch} images a chip, {options.topology}")
+            print("\n".join(side_by_side(cases[(model, kind, True)], cases[(model, kind, False)])))
+    if RIVAL in options.models:
+        print(f"\nfaster than {RIVAL}, both with our lowerings")
+        rows = [["model", *program.PROGRAMS]]
+        for model in options.models:
+            rates = [
+                (cases[(model, kind, False)], cases[(RIVAL, kind, False)])
+                for kind in program.PROGRAMS
+            ]
+            rows.append([model, *(f"{one.rate / rival.rate:.2f}x" for one, rival in rates)])
+        print("\n".join(table(rows)))
+    found = {
+        f"{model} {kind} {'plain' if plain else 'ours'}": case.report.to_json()
+        for (model, kind, plain), case in cases.items()
+    }
+    judged = options.topology.startswith("v5e") and options.batch == 128 and GATED in options.models
+    if not judged:
+        return found, []
+    return found, gates(cases[(GATED, "train", False)], cases[(GATED, "inference", False)])
+
+
+def compare_slices(options: argparse.Namespace) -> tuple[dict[str, Any], list[Gate]]:
+    """Weak scaling of training with our lowerings."""
+    found, judged = {}, []
+    rows = [["images a chip", "chips", "images/s/chip", "exchanges, % of the step"]]
+    for batch, bound in SCALING_GATES.items():
+        rates, shares = [], []
+        for topology in SCALING_SLICES:
+            report = compile_case(GATED, "train", topology, batch).report
+            found[f"{topology} {batch}"] = report.to_json()
+            if report.estimate is None:
+                raise SystemExit(f"{GATED} does not fit on {topology} with {batch} images a chip")
+            rates.append(report.estimate.images_per_second)
+            shares.append(report.estimate.collective_seconds / report.estimate.step_seconds)
+            row = [f"{batch}", f"{report.devices}", f"{rates[-1]:,.0f}", f"{100 * shares[-1]:.2f}"]
+            rows.append(row)
+        name = f"{batch} images a chip,"
+        judged += [
+            Gate(f"{name} 256 chips over 8", rates[1] / rates[0], bound, at_least=True),
+            Gate(f"{name} 256 chips over no exchanges", 1 - shares[1], bound, at_least=True),
+        ]
+    print("\n" + "\n".join(table(rows)))
+    return found, judged
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compiles, prints, judges; 1 where a gate is missed."""
+    parser = argparse.ArgumentParser(description="Estimates and gates of training on TPUs.")
+    parser.add_argument("--models", nargs="+", default=[GATED], choices=list(zoo.MODELS))
+    parser.add_argument("--batch", type=int, default=128, help="images a chip")
+    parser.add_argument("--topology", default="v5e:2x2", help="such as v6e:2x2")
+    parser.add_argument("--scaling", action="store_true", help="weak scaling instead of models")
+    parser.add_argument("--json", type=Path, help="where to write all reports")
+    options = parser.parse_args(arguments)
+    libtpu.load()
+    reports, judged = (compare_slices if options.scaling else compare_models)(options)
+    if judged:
+        print(
+            "\n"
+            + "\n".join(
+                table([["gate", "found", "", "bound", ""], *(gate.row() for gate in judged)])
+            )
+        )
+    if options.json:
+        verdicts = [dataclasses.asdict(gate) | {"holds": gate.holds} for gate in judged]
+        options.json.write_text(
+            json.dumps({"reports": reports, "gates": verdicts}, indent=2) + "\n"
+        )
+    return int(not all(gate.holds for gate in judged))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

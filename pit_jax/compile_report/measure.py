@@ -1,0 +1,237 @@
+"""From a compiled step to its report."""
+
+import collections
+import dataclasses
+import importlib.metadata
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from pit_jax import flops
+from pit_jax.compile_report import libtpu, schedules
+from pit_jax.compile_report.chips import Slice
+from pit_jax.compile_report.collectives import collectives
+from pit_jax.compile_report.hlo import Instruction, Module
+from pit_jax.compile_report.program import Compiled, needed_bytes
+from pit_jax.compile_report.report import Estimate, Kernel, Memory, Operation, Report
+from pit_jax.training.flops_rate import peak_flops
+from pit_jax.version import __version__
+
+MOST_EXPENSIVE = 10
+# What moves or names values, or waits for what was started earlier.
+_FREE = {
+    "after-all", "bitcast", "constant", "get-tuple-element", "opt-barrier", "parameter",
+    "partition-id", "replica-id", "tuple",
+}  # fmt: skip
+_WAITS = ("-done", "-start", "-update")
+
+
+def read_program(compiled: Compiled) -> Module:
+    """The program's text; empty for one that does not fit."""
+    return Module(compiled.executable.as_text() if compiled.executable is not None else "")
+
+
+def make_report(
+    compiled: Compiled, module: Module, topology: str, on: Slice | None = None
+) -> Report:
+    """The report of a program.
+
+    Args:
+      compiled: the program, of this process's last compilation.
+      module: its text, of `read_program`.
+      topology: its name.
+      on: the TPU slice it is compiled for; None for the devices that are here.
+    """
+    experiment, executable = compiled.experiment, compiled.executable
+    devices = list(experiment.mesh.devices.flat)
+    analysis = _analysis(executable)
+    places = [device.coords for device in devices] if on else None
+    kernels = _kernels(module, _schedules(module) if on else {})
+    report = Report(
+        model=experiment.config.model.name,
+        program=compiled.program,
+        topology=topology,
+        devices=len(devices),
+        device_kind=devices[0].device_kind,
+        fsdp=experiment.config.fsdp,
+        batch_size=compiled.batch_size,
+        image_size=experiment.config.model.image_size,
+        memory=_memory(compiled, on),
+        fits=executable is not None,
+        flops=analysis.get("flops"),
+        bytes_accessed=analysis.get("bytes accessed"),
+        model_flops=_model_flops(compiled),
+        peak_flops=experiment.config.peak_flops or peak_flops(devices[0]),
+        estimate=None,
+        kernels=kernels,
+        collectives=collectives(module, len(devices), places, on),
+        operations=_operations(module, kernels),
+        trace_seconds=compiled.trace_seconds,
+        compile_seconds=compiled.compile_seconds,
+        load=compiled.load,
+        versions=versions(on is not None),
+    )
+    if on is None or executable is None:
+        return report
+    return dataclasses.replace(report, estimate=_estimate(report, module, on))
+
+
+def versions(tpu: bool) -> dict[str, str]:
+    """Of what decides the figures of a report."""
+    names = ("jax", "jaxlib", "flax", "optax")
+    installed = {name: importlib.metadata.version(name) for name in names}
+    return {"pit_jax": __version__, **installed, **({"libtpu": libtpu.version()} if tpu else {})}
+
+
+def _analysis(executable: Any) -> Mapping[str, float]:
+    return (executable.cost_analysis() or {}) if executable is not None else {}
+
+
+def _model_flops(compiled: Compiled) -> int:
+    """Of an image, with the teacher's forward pass where there is one."""
+    experiment = compiled.experiment
+    training = compiled.program == "train"
+    total = flops.model_flops(experiment.model_config, training=training)
+    if training and experiment.teacher_config is not None:
+        total += flops.model_flops(experiment.teacher_config, training=False)
+    return total
+
+
+def _memory(compiled: Compiled, on: Slice | None) -> Memory:
+    available = int(on.chip.memory) if on else _local_memory(compiled)
+    if compiled.executable is None:
+        return Memory(available=available, peak=needed_bytes(compiled.too_large or ""))
+    found = compiled.executable.memory_analysis()
+    if found is None:
+        return Memory(available=available)
+    return Memory(
+        available=available,
+        arguments=found.argument_size_in_bytes,
+        outputs=found.output_size_in_bytes,
+        aliased=found.alias_size_in_bytes,
+        temporaries=found.temp_size_in_bytes,
+        code=found.generated_code_size_in_bytes,
+        peak=found.peak_memory_in_bytes,
+    )
+
+
+def _local_memory(compiled: Compiled) -> int | None:
+    """What this process may use of a device that is here; a CPU does not tell."""
+    statistics = compiled.experiment.mesh.devices.flat[0].memory_stats()
+    return statistics.get("bytes_limit") if statistics else None
+
+
+def _schedules(module: Module) -> dict[str, schedules.Schedule]:
+    """Schedules by instruction. Of equal kernels the compiler schedules one."""
+    calls = [step.instruction for step in module.steps if step.instruction.is_kernel]
+    found = schedules.read_folder(libtpu.load(), [call.name for call in calls])
+    bodies = {call.kernel_body: found[call.name] for call in calls if call.name in found}
+    equal = {call.name: bodies[call.kernel_body] for call in calls if call.kernel_body in bodies}
+    return equal | found
+
+
+def _kernel_name(instruction: Instruction) -> str:
+    name, _, number = instruction.name.rpartition(".")
+    return name if number.isdigit() else instruction.name
+
+
+def _kernels(module: Module, found: Mapping[str, schedules.Schedule]) -> list[Kernel]:
+    grouped: dict[tuple[str, int | None, int | None], list[Any]] = collections.defaultdict(list)
+    for step in module.steps:
+        if step.instruction.is_kernel:
+            schedule = found.get(step.instruction.name)
+            key = (schedule.grid, schedule.bundles) if schedule else (None, None)
+            grouped[(_kernel_name(step.instruction), *key)].append((step.times, schedule))
+    kernels = []
+    for (name, grid, bundles), calls in grouped.items():
+        first = calls[0][1]
+        cycles = sum(times * schedule.executed for times, schedule in calls) if first else None
+        kernels.append(
+            Kernel(
+                name=name,
+                calls=sum(times for times, _ in calls),
+                grid=grid,
+                bundles=bundles,
+                cycles=cycles,
+                unknown_loops=first.unknown_loops if first else 0,
+            )
+        )
+    return sorted(kernels, key=lambda kernel: -(kernel.cycles or 0))
+
+
+def _operations(module: Module, kernels: list[Kernel]) -> list[Operation]:
+    cycles: collections.Counter[tuple[str, bool]] = collections.Counter()
+    calls: collections.Counter[tuple[str, bool]] = collections.Counter()
+    for step in module.steps:
+        estimated = step.instruction.cycles
+        if estimated:
+            key = (_source(module, step.instruction), step.instruction.is_backward)
+            cycles[key] += estimated * step.times
+            calls[key] += step.times
+    for kernel in kernels:
+        cycles[(f"kernel {kernel.name}", "backward" in kernel.name)] += kernel.cycles or 0
+        calls[(f"kernel {kernel.name}", "backward" in kernel.name)] += kernel.calls
+    total = cycles.total()
+    return [
+        Operation(
+            location=location,
+            backward=backward,
+            calls=calls[(location, backward)],
+            cycles=count,
+            share=count / total,
+        )
+        for (location, backward), count in cycles.most_common(MOST_EXPENSIVE)
+        if count
+    ]
+
+
+def _source(module: Module, instruction: Instruction) -> str:
+    return (
+        module.location(instruction)
+        or instruction.op_name
+        or f"(made by XLA: {instruction.opcode})"
+    )
+
+
+def _estimate(report: Report, module: Module, on: Slice) -> Estimate:
+    xla_cycles = attention_cycles = 0
+    unestimated: collections.Counter[str] = collections.Counter()
+    for step in module.steps:
+        instruction = step.instruction
+        if instruction.cycles is not None:
+            xla_cycles += step.times * instruction.cycles
+            if "/attention" in module.location(instruction).partition(":")[0]:
+                attention_cycles += step.times * instruction.cycles
+        elif _counts(instruction):
+            unestimated[instruction.opcode] += step.times
+    for kernel in report.kernels:
+        if kernel.cycles is None:
+            unestimated[f"kernel {kernel.name}"] += kernel.calls
+    kernel_cycles = sum(kernel.cycles or 0 for kernel in report.kernels)
+    compute = (xla_cycles + kernel_cycles) / on.chip.clock
+    exchange = sum(one.seconds or 0.0 for one in report.collectives)
+    rate = report.images / (compute + exchange)
+    return Estimate(
+        clock=on.chip.clock,
+        xla_cycles=xla_cycles,
+        attention_cycles=attention_cycles,
+        kernel_cycles=kernel_cycles,
+        compute_seconds=compute,
+        collective_seconds=exchange,
+        step_seconds=compute + exchange,
+        images_per_second=rate,
+        images_per_second_alone=report.images / compute,
+        mfu=rate * report.model_flops / report.peak_flops if report.peak_flops else None,
+        unestimated=dict(unestimated),
+        unknown_loops=len(module.unknown_loops)
+        + sum(kernel.unknown_loops for kernel in report.kernels),
+    )
+
+
+def _counts(instruction: Instruction) -> bool:
+    """Whether an instruction without an estimate is more than bookkeeping or a few scalars."""
+    if instruction.opcode in _FREE or instruction.opcode.endswith(_WAITS):
+        return False
+    if instruction.is_kernel or instruction.opcode.startswith(("all-", "collective-", "reduce-sc")):
+        return False
+    return any(math.prod(array.shape) > 1024 for array in instruction.arrays)

@@ -1,0 +1,158 @@
+"""The programs a report is of: the trainer's own steps, on devices that need not be there."""
+
+import dataclasses
+import os
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from ml_collections import config_dict
+
+from pit_jax import parallel
+from pit_jax.compile_report import libtpu
+from pit_jax.models import zoo
+from pit_jax.training import build
+from pit_jax.training.evaluation import jitted_eval_step
+from pit_jax.training.placement import placement
+from pit_jax.training.setup import Experiment, make_experiment
+from pit_jax.training.state import abstract_state
+from pit_jax.training.step import zero_sums
+
+PROGRAMS = ("train", "inference")
+# Of ImageNet. The number decides constants of the schedule, and nothing else in a program.
+NUM_EXAMPLES = 1_281_167
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """A compiled step.
+
+    Attributes:
+      experiment: whose.
+      program: one of `PROGRAMS`.
+      executable: the program; None where it does not fit.
+      too_large: the compiler's complaint where it does not fit, else None.
+      trace_seconds: until it was handed to the compiler.
+      compile_seconds: in the compiler.
+      load: how many processes wanted a core then, and of how many cores.
+    """
+
+    experiment: Experiment
+    program: str
+    executable: Any
+    too_large: str | None
+    trace_seconds: float
+    compile_seconds: float
+    load: tuple[float, int]
+
+    @property
+    def batch_size(self) -> int:
+        """Images of all devices."""
+        return self.experiment.config.batch_size
+
+
+def experiment_on(
+    config: config_dict.ConfigDict,
+    devices: Sequence[jax.Device],
+    *,
+    batch_size: int | None = None,
+    program: str = "train",
+) -> Experiment:
+    """An experiment as it would be on these devices; its data need not be there.
+
+    Args:
+      config: from a config file.
+      devices: all of them.
+      batch_size: images of all devices; None for the configuration's.
+      program: of `PROGRAMS`.
+
+    Raises:
+      ValueError: a configuration that does not hold, or not on so many devices.
+    """
+    config = config.copy_and_resolve_references()
+    chosen = config.batch_size if program == "train" else config.eval_batch_size
+    config.batch_size = config.eval_batch_size = batch_size or chosen
+    if program != "train":
+        config.augment.mix_probability = 0.0  # or the batch would have to fit mixing
+    if len(devices) % config.fsdp:
+        raise ValueError(
+            f"config.fsdp={config.fsdp} does not divide the {len(devices)} devices; choose a "
+            f"divisor of {len(devices)}"
+        )
+    return make_experiment(
+        config,
+        parallel.make_mesh(config.fsdp, devices),
+        num_classes=config.model.num_classes or zoo.model_config(config.model.name).num_classes,
+        num_examples=NUM_EXAMPLES,
+    )
+
+
+def compile_program(experiment: Experiment, program: str) -> Compiled:
+    """The trainer's training step or evaluation step, compiled as it would run.
+
+    The schedules that libtpu wrote for an earlier one are removed.
+
+    Args:
+      experiment: of `experiment_on`.
+      program: of `PROGRAMS`.
+    """
+    libtpu.forget()
+    began = time.monotonic()
+    lowered = _lower_train(experiment) if program == "train" else _lower_inference(experiment)
+    handed = time.monotonic()
+    executable, too_large = None, None
+    try:
+        executable = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        too_large = str(error)
+    return Compiled(
+        experiment=experiment,
+        program=program,
+        executable=executable,
+        too_large=too_large,
+        trace_seconds=handed - began,
+        compile_seconds=time.monotonic() - handed,
+        load=(round(os.getloadavg()[0], 1), os.cpu_count() or 1),
+    )
+
+
+def _lower_train(experiment: Experiment) -> jax.stages.Lowered:
+    config = experiment.config
+    keeps_average = config.ema_decay is not None
+    optimizer = experiment.learner.optimizer
+    state = abstract_state(experiment.abstract, optimizer, experiment.mesh, ema=keeps_average)
+    teacher = {}
+    if experiment.teacher_config is not None:
+        teacher = _sharded(zoo.abstract(experiment.teacher_config)[1], experiment)
+    batch = build.abstract_batch(experiment, config.batch_size, placement(config).canvas)
+    return build.jitted_step(experiment, state).lower(state, teacher, batch)
+
+
+def _lower_inference(experiment: Experiment) -> jax.stages.Lowered:
+    values = _sharded(experiment.abstract, experiment)
+    batch = build.abstract_batch(experiment, experiment.config.eval_batch_size)
+    everywhere = parallel.replicated(experiment.mesh)
+    sums = jax.tree.map(lambda leaf: _place(leaf, everywhere), jax.eval_shape(zero_sums))
+    return jitted_eval_step(experiment.learner.graphdef).lower(values, batch, sums)
+
+
+def _sharded(values: Any, experiment: Experiment) -> Any:
+    shardings = parallel.state_shardings(experiment.mesh, values)
+    return jax.tree.map(_place, values, shardings)
+
+
+def _place(leaf: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def needed_bytes(complaint: str) -> int | None:
+    """Bytes of memory that a program which does not fit would take, as the compiler tells."""
+    found = re.search(r"(?:Used |\()([\d.]+)([KMGT]?)(?: of|\) exceeds)", complaint)
+    if not found:
+        return None
+    units = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    return int(float(found[1]) * units[found[2]])

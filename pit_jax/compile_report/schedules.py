@@ -1,0 +1,112 @@
+"""Reads the final schedules of a TPU's instructions, which libtpu writes on demand.
+
+A TPU core issues one bundle of instructions a cycle, in the order of the schedule. So the bundles
+that a kernel runs through are its cycles, but for what only a TPU can tell: stalls on memory.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+# An iteration of a kernel's grid is spread over three rounds of its loop: while one computes, the
+# next one's inputs and the last one's outputs are on their way.
+PIPELINE_ROUNDS = 2
+
+_BUNDLE = re.compile(r"^\s*(?:0x)?[0-9a-f]+\s+(?:([A-Z]{2}) *)?: *(>*) *\{(.*)$")
+_EXIT = re.compile(r"scmp\.(?:ge|eq)\.s32\.totalorder %(\w+), (\d+) /\* loop exit test \*/")
+
+
+@dataclasses.dataclass
+class Loop:
+    """A loop of a schedule.
+
+    Attributes:
+      bundles: of its own, without inner loops'.
+      loops: the inner ones.
+      over_grid: whether it runs over the kernel's grid.
+      rounds: how often it runs; None where the schedule does not tell.
+    """
+
+    bundles: int = 0
+    loops: list["Loop"] = dataclasses.field(default_factory=list)
+    over_grid: bool = False
+    rounds: int | None = None
+
+    @property
+    def executed(self) -> int:
+        """Bundles of one round, those of inner loops as often as they run."""
+        return self.bundles + sum(loop.executed * (loop.rounds or 1) for loop in self.loops)
+
+    @property
+    def unknown(self) -> int:
+        """Loops inside, at any depth, that were counted once for want of their length."""
+        return sum((loop.rounds is None) + loop.unknown for loop in self.loops)
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """What a kernel costs.
+
+    Attributes:
+      name: of the instruction that calls it.
+      grid: iterations of its grid on one core.
+      bundles: of one iteration, inner loops as often as they run.
+      executed: bundles of a whole call.
+      unknown_loops: loops that count once because their length is not in the schedule.
+    """
+
+    name: str
+    grid: int
+    bundles: int
+    executed: int
+    unknown_loops: int
+
+
+def read_folder(folder: Path, names: Iterable[str]) -> dict[str, Schedule]:
+    """Schedules of the instructions of these names, of those that have one in a folder."""
+    wanted = set(names)
+    schedules = {}
+    for path in sorted(folder.glob("*-final_bundles.txt")):
+        found = re.fullmatch(r"\d+-(.+?)-\d+-final_bundles", path.stem)
+        if found and found[1] in wanted:
+            schedules[found[1]] = parse(found[1], path.read_text())
+    return schedules
+
+
+def parse(name: str, text: str) -> Schedule:
+    """The schedule of a "final_bundles" file."""
+    kernel = parse_loops(text.splitlines())
+    grid = next((loop for loop in kernel.loops if loop.over_grid), None)
+    rounds = (grid.rounds or 1) if grid else 1
+    # Filling and emptying the pipeline computes nothing: the branch around the body is taken.
+    outside = kernel.executed - (grid.executed * rounds if grid else 0)
+    bundles = grid.executed if grid else outside
+    executed = outside + bundles * rounds if grid else outside
+    return Schedule(name, rounds, bundles, executed, kernel.unknown)
+
+
+def parse_loops(lines: Iterable[str]) -> Loop:
+    """The loops of a schedule, as one that runs once."""
+    stack = [Loop(rounds=1)]
+    steps: dict[str, int] = {}
+    for line in lines:
+        found = _BUNDLE.match(line)
+        if not found:
+            continue
+        mark, depth, bundle = found[1], len(found[2]), found[3]
+        if bundle.startswith("}"):
+            depth = len(stack) - 1  # the slots after a branch carry no mark of their loop
+        if mark == "LB":
+            del stack[depth:]
+            loop = Loop(over_grid=len(stack) == 1 and "iteration index, stage" in bundle)
+            stack[-1].loops.append(loop)
+            stack.append(loop)
+        del stack[depth + 1 :]
+        stack[-1].bundles += 1
+        for target, step in re.findall(r"%(\w+) = sadd\.s32 (\d+), ", bundle):
+            steps[target] = int(step)
+        if len(stack) > 1 and (test := _EXIT.search(bundle)):
+            rounds = -(-int(test[2]) // steps.get(test[1], 1))
+            stack[-1].rounds = rounds - PIPELINE_ROUNDS * stack[-1].over_grid
+    return stack[0]

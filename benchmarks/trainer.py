@@ -3,8 +3,7 @@
     python benchmarks/trainer.py [--only overhead checkpoint start] [--repeats 5] [--json]
 
 overhead    seconds a step of a whole run takes (dispatch, hand-over of a batch, metrics, logging)
-on a
-            tiny model, next to the same compiled step called in a bare loop on one batch
+            on a tiny model, next to the same compiled step called in a bare loop on one batch
 checkpoint  how long the loop is blocked by a save of a PiT-S-sized state (parameters, two moments
             of AdamW, moving average), next to the time until all of it is on disk
 start       from starting train.py on the digits to its first step done, with an empty and with a
@@ -79,7 +78,7 @@ def overhead(repeats: int, scratch: Path) -> list[Figure]:
         build.initial_values(setup), setup.learner.optimizer, setup.mesh, ema=False
     )
     compiled = build.compile_step(setup, state, {})
-    batch = parallel.to_global(setup.mesh, next(build.train_batches(setup, 0)))
+    batch = parallel.to_global(setup.mesh, next(build.TrainBatches(setup, 0)))
 
     def bare_window() -> float:
         nonlocal state
@@ -149,6 +148,7 @@ def checkpoint(repeats: int, scratch: Path) -> list[Figure]:
     jax.block_until_ready(state)
     blocked, written = [], []
     with contextlib.closing(Checkpoints(scratch / "checkpoint", keep=1)) as saved:
+        saved.prepare(state).result()  # a run does so while it starts
         for step in range(repeats + 1):  # the first makes folders and threads
             progress = {"next_batch": step, "window": [], "metrics": {}, "versions": {}}
             began = time.perf_counter()

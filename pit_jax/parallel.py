@@ -56,7 +56,8 @@ def start_processes(
 
     Raises:
       ValueError: only some of the three given, or a number out of range.
-      RuntimeError: the others did not come in time.
+
+    When the others do not come in time JAX ends the process, with DEADLINE_EXCEEDED in its message.
     """
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
     num_processes = _number(num_processes, "JAX_NUM_PROCESSES")

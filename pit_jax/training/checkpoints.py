@@ -14,7 +14,6 @@ WORKDIR/checkpoints/damaged-STEP        what could not be read
 import json
 import logging
 import os
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -65,7 +64,7 @@ class Checkpoints:
         self._manager = self._open()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: tuple[int, Future[None]] | None = None
-        self._copy: Callable[[TrainState], TrainState] | None = None
+        self._snapshot: Future[Any] | None = None
 
     def _open(self) -> ocp.CheckpointManager:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -97,6 +96,14 @@ class Checkpoints:
         self.wait()
         return self._manager.latest_step()
 
+    def prepare(self, state: TrainState) -> Future[Any]:
+        """Compiles what copies such states, in the thread, before the first save needs it."""
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+        jitted = jax.jit(_snapshot, out_shardings=(shardings, state.step.sharding))
+        lowered = jitted.lower(state)
+        self._snapshot = self._thread.submit(lowered.compile)
+        return self._snapshot
+
     def save(
         self, state: TrainState, step: int, progress: Progress, metrics: dict[str, float]
     ) -> None:
@@ -114,15 +121,21 @@ class Checkpoints:
         """
         if step == self.latest_step():
             return
-        if self._copy is None:
-            shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-            self._copy = jax.jit(_copied, out_shardings=shardings)
-        written = self._thread.submit(self._write, self._copy(state), step, progress, metrics)
+        snapshot = self._snapshot or self.prepare(state)
+        copied, finite = snapshot.result()(state)
+        written = self._thread.submit(self._write, copied, finite, step, progress, metrics)
         self._writing = step, written
 
     def _write(
-        self, state: TrainState, step: int, progress: Progress, metrics: dict[str, float]
+        self,
+        state: TrainState,
+        finite: jax.Array,
+        step: int,
+        progress: Progress,
+        metrics: dict[str, float],
     ) -> None:
+        if not finite.item():
+            raise ValueError("the state of this step has values that are not finite")
         items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
         items["progress"] = ocp.args.JsonSave(progress)
         self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics or None)
@@ -218,9 +231,12 @@ class Checkpoints:
             raise self._cannot_save(step, error) from error
 
     def close(self) -> None:
-        """Ends the writing; what was saved before is on disk then, or has failed."""
+        """Ends the writing; what was saved before is on disk then, or `wait` has told why not."""
         self._thread.shutdown()
-        self._manager.close()
+        try:
+            self._manager.close()
+        except (OSError, RuntimeError, ValueError) as error:
+            logger.warning("closing %s: %s", self._folder, " ".join(str(error).split())[:300])
 
     def _cannot_save(self, step: int, error: Exception) -> CheckpointError:
         kept = sorted(int(path.name) for path in self._folder.glob("*") if path.name.isdecimal())
@@ -243,8 +259,14 @@ def _items(state: TrainState) -> dict[str, Any]:
     return {name: tree for name, tree in items.items() if tree}
 
 
-def _copied(state: TrainState) -> TrainState:
-    return jax.tree.map(jnp.copy, state)
+def _snapshot(state: TrainState) -> tuple[TrainState, jax.Array]:
+    """A copy, and whether all of it is finite: the loss of a step does not tell of its update."""
+    finite = [
+        jnp.isfinite(leaf).all()
+        for leaf in jax.tree.leaves(state)
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
+    return jax.tree.map(jnp.copy, state), jnp.stack(finite).all()
 
 
 def _ranking(metrics: dict[str, float]) -> float:

@@ -118,6 +118,7 @@ class _Run:
         self.evaluated_step: int | None = None
         self.teacher = teacher_params(setup)
         self.train_step = compile_step(setup, self.state, self.teacher)
+        saved.prepare(self.state)
         self.evaluate = make_evaluator(setup.learner.graphdef, setup.mesh, eval_batches(setup))
         self.profile = Profile(setup.workdir, *setup.config.profile_steps)
         self.window = Window(

@@ -99,3 +99,12 @@ def test_a_step_already_saved_is_left_alone(tmp_path: Path):
         restored = saved.restore_newest(state_of(0.0))
     assert restored is not None
     assert restored[1] == {"of": "the first"}
+
+
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path: Path):
+    with checkpoints(tmp_path) as saved:
+        saved.save(state_of(1.0), 1, {}, {})
+        saved.save(state_of(float("nan")), 2, {}, {})
+        with pytest.raises(CheckpointError, match=r"step 2 .* not finite.*Intact: 1"):
+            saved.wait()
+    assert steps(tmp_path) == [1]

@@ -47,8 +47,7 @@ def training_batch(
     Args:
       key: of this step.
       images: uint8 (B, H, W, 3), the global batch.
-      labels: (B,) from 0 to K - 1.
-      num_classes: K.
+      labels: (B,) from 0 to K - 1, where K is `num_classes`.
       mean, std: of the channels, on the scale from 0 to 1.
       policy: RandAugment on the device; None where the host does it, or nobody.
       mix_group: images that share one draw of Mixup or CutMix; even, and dividing B.
@@ -57,13 +56,8 @@ def training_batch(
     Raises:
       ValueError: mixing, and `mix_group` odd or not dividing the batch.
     """
-    count, height, width, _ = images.shape
+    count = images.shape[0]
     mixes = mix_probability > 0 and (mixup_alpha > 0 or cutmix_alpha > 0)
-    if mixes and (mix_group % 2 or count % mix_group):
-        raise ValueError(
-            f"expected mix_group even and dividing the batch of {count} images, found "
-            f"{mix_group}: with smaller batches choose a smaller group"
-        )
     flip_key, policy_key, erasing_key, mixing_key = jax.random.split(key, 4)
     if flip_probability > 0:
         images = flip(images, draw_flips(image_keys(flip_key, count), flip_probability))
@@ -72,19 +66,25 @@ def training_batch(
     pixels = normalise(images, mean, std)
     if erasing_probability > 0:
         pixels = random_erasing(pixels, image_keys(erasing_key, count), erasing_probability)
+    if not mixes:
+        return pixels.astype(dtype), smooth_targets(labels, num_classes, label_smoothing)
+    _check_group(mix_group, count)
+    mixing = draw_mixing(
+        mixing_key,
+        count // mix_group,
+        (images.shape[1], images.shape[2]),
+        mixup_alpha=mixup_alpha,
+        cutmix_alpha=cutmix_alpha,
+        probability=mix_probability,
+        switch_probability=switch_probability,
+    )
+    targets = mix_targets(labels, mixing, num_classes, label_smoothing)
+    return mix_images(pixels, mixing).astype(dtype), targets
 
-    if mixes:
-        mixing = draw_mixing(
-            mixing_key,
-            count // mix_group,
-            (height, width),
-            mixup_alpha=mixup_alpha,
-            cutmix_alpha=cutmix_alpha,
-            probability=mix_probability,
-            switch_probability=switch_probability,
+
+def _check_group(mix_group: int, count: int) -> None:
+    if mix_group % 2 or count % mix_group:
+        raise ValueError(
+            f"expected mix_group even and dividing the batch of {count} images, found "
+            f"{mix_group}: with smaller batches choose a smaller group"
         )
-        pixels = mix_images(pixels, mixing)
-        targets = mix_targets(labels, mixing, num_classes, label_smoothing)
-    else:
-        targets = smooth_targets(labels, num_classes, label_smoothing)
-    return pixels.astype(dtype), targets

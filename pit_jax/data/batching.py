@@ -80,6 +80,10 @@ class Batches(grain.MapDataset):
             part.result()
         return batch
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For other processes, which start threads of their own."""
+        return {name: value for name, value in vars(self).items() if name != "_executor"}
+
     @functools.cached_property
     def _executor(self) -> Executor:
         return ThreadPoolExecutor(self._threads, thread_name_prefix="images")

@@ -1,9 +1,10 @@
 """Decoding an example by its index: once for all its views, and what happens to damaged ones."""
 
+import functools
 import threading
 from collections import OrderedDict
 from concurrent.futures import Future
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -51,6 +52,11 @@ class Loader:
         self._max_skips = max_skips
         self._lock = threading.Lock()
         self._kept: OrderedDict[int, tuple[Future[Loaded], int]] = OrderedDict()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For other processes, which decode for themselves."""
+        make = functools.partial(Loader, uses=self._uses, max_skips=self._max_skips)
+        return make, (self._source,)
 
     def __call__(self, index: int) -> Loaded:
         """Raises BadImageError, which names the example."""

@@ -2,18 +2,21 @@
 
     python -m pit_jax.data.prepare NAME [--data_dir=DIR] [--manual_dir=DIR]
 
-A set that is prepared as TFRecord already is converted beside its old files, shard by shard; what
-is there is kept, so that an interrupted conversion goes on where it was. docs/data.md says which
-files ImageNet needs, how much disk and how much time.
+A set is prepared split by split, and one that is prepared as TFRecord already is converted beside
+its old files, shard by shard. What is done is kept, so that starting again after an interruption
+does the rest. docs/data.md says which files ImageNet needs, how much disk and how much time.
 """
 
 import argparse
 import contextlib
+import inspect
 import logging
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import filelock
 import tensorflow_datasets as tfds
@@ -63,16 +66,63 @@ def _make_ready(
     if not builder.is_prepared():
         folder = Path(manual_dir).expanduser() if manual_dir else root / "downloads" / "manual"
         _check_manual_files(name, folder)
-        config = tfds.download.DownloadConfig(manual_dir=str(folder))
         # TFDS tells its progress partly on standard output, which belongs to results.
         with contextlib.redirect_stdout(sys.stderr):
-            builder.download_and_prepare(download_config=config, file_format=RANDOM_ACCESS)
+            _prepare(name, builder, root, tfds.download.DownloadConfig(manual_dir=str(folder)))
         return
     stored = tfds.builder_from_directory(builder.data_path)
     if RANDOM_ACCESS not in stored.info.available_file_formats():
         convert(stored)
     else:
         logger.info("%s is ready; nothing to do", builder.data_path)
+
+
+def _prepare(name: str, builder: tfds.core.DatasetBuilder, root: Path, config: Any) -> None:
+    """Prepares a set split by split; splits that are done stay done when this is interrupted."""
+    parts = root / f".splits.{re.sub('[/:]', '-', name)}"
+    options = {
+        "download_dir": str(root / "downloads"),
+        "download_config": config,
+        "file_format": RANDOM_ACCESS,
+    }
+
+    def generate_splits(downloads: Any, _: Any) -> list[Any]:
+        infos = []
+        for split in builder._split_generators(downloads):
+            part = _only_split(name, split, parts / split)
+            if not part.is_prepared():
+                part.download_and_prepare(**options)
+            info = part.info.splits[split]
+            for file in info.filepaths:
+                _link(Path(file), Path(builder.data_dir) / Path(file).name)
+            infos.append(info.replace(filename_template=builder._get_filename_template(split)))
+        return infos
+
+    plain = isinstance(builder, tfds.core.GeneratorBasedBuilder)
+    # A set made by one Beam pipeline is made as a whole.
+    if plain and "pipeline" not in inspect.signature(builder._split_generators).parameters:
+        # What TFDS has written of a split when it is killed outright is of no use to it.
+        for leftover in parts.rglob("incomplete.*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        builder._generate_splits = generate_splits
+    builder.download_and_prepare(**options)
+    shutil.rmtree(parts, ignore_errors=True)
+
+
+def _only_split(name: str, split: str, folder: Path) -> tfds.core.DatasetBuilder:
+    """TFDS's builder of a set of which there is but one split."""
+    builder = registered_builder(name, str(folder))
+    all_splits = builder._split_generators
+    builder._split_generators = lambda downloads: {split: all_splits(downloads)[split]}
+    return builder
+
+
+def _link(file: Path, target: Path) -> None:
+    """The file under another name as well, in no time where the disk knows hard links."""
+    try:
+        target.hardlink_to(file)
+    except OSError:
+        shutil.copyfile(file, target)
 
 
 def _check_manual_files(name: str, folder: Path) -> None:

@@ -58,6 +58,43 @@ def test_a_conversion_goes_on_where_it_was(root: Path, capfd: pytest.CaptureFixt
     assert "converting train" in capfd.readouterr().err
 
 
+def test_a_preparation_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Interrupted in the second split, the first is not made again; the result is TFDS's own."""
+    generate, made = Digits._generate_examples, []
+
+    def interrupted(self, pixels, labels, indices):
+        made.append(len(indices))
+        for count, example in enumerate(generate(self, pixels, labels, indices)):
+            if len(made) == 2 and count == 100:
+                raise KeyboardInterrupt
+            yield example
+
+    monkeypatch.setattr(Digits, "_generate_examples", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare.prepare("digits", str(tmp_path))
+    assert not Digits(data_dir=str(tmp_path)).is_prepared()
+    folder = prepare.prepare("digits", str(tmp_path))
+    # Generators are made for all splits and run for one.
+    assert made == [1437, 360, 360]
+    assert [path.name for path in Path(folder).parent.iterdir()] == ["1.0.0"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".digits.lock",
+        "digits",
+        "downloads",
+    ]
+    for split in ("train", "test"):
+        source = sources.open_source("digits", split, str(tmp_path))
+        assert content(source) == content(sources.open_source("digits", split))
+
+
+def test_what_a_killed_preparation_leaves_is_removed(tmp_path: Path):
+    leftover = tmp_path / ".splits.digits" / "train" / "digits" / "incomplete.ABC_1.0.0"
+    leftover.mkdir(parents=True)
+    prepare.prepare("digits", str(tmp_path))
+    assert not leftover.exists()
+    assert len(sources.open_source("digits", "train", str(tmp_path))) == 1437
+
+
 def test_a_damaged_shard_is_named(root: Path):
     shard = next(root.rglob("*train.tfrecord*"))
     shard.write_bytes(shard.read_bytes()[:-1000])

@@ -1,12 +1,33 @@
 """Multi-head self-attention: one mathematical function, its lowerings, and the choice between them.
 
-Letters: B batch, N tokens, H heads, D head width. All lowerings take queries, keys and values as
-(B, N, H, D) in any floating dtype, accumulate the logits and the softmax in float32, and return (B,
-N, H, D) in the input dtype.
+Letters: B batch, N tokens, C channels, H heads, D head width. All lowerings take queries, keys and
+values as (B, N, H, D) in any floating dtype they support, accumulate the logits and the softmax in
+float32, and return (B, N, H, D) in the input dtype.
 """
+
+import contextlib
+import contextvars
+import functools
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+
+from pit_jax.errors import suggestion
+from pit_jax.models import attention_tpu
+
+Lowering = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+# Queries, keys and values, each (B, N, H, D).
+Heads = tuple[jax.Array, jax.Array, jax.Array]
+
+# Flash attention on GPUs breaks even with an unfused softmax at 150 to 200 tokens
+# (Dao-AILab/flash-attention#591); from there on it saves the memory of the maps.
+MIN_CUDNN_TOKENS = 192
+# cuDNN's limit before Hopper, for training as well.
+MAX_CUDNN_WIDTH = 128
+
+_override: contextvars.ContextVar[str | None] = contextvars.ContextVar("lowering", default=None)
 
 
 def attention_weights(query: jax.Array, key: jax.Array) -> jax.Array:
@@ -20,6 +41,134 @@ def weighted_values(weights: jax.Array, value: jax.Array) -> jax.Array:
     return jnp.einsum("bhnm,bmhd->bnhd", weights.astype(value.dtype), value)
 
 
-def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """Scaled dot-product attention without mask, bias or dropout, (B, N, H, D) -> (B, N, H, D)."""
+def plain_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """The definition, which writes the maps to memory."""
     return weighted_values(attention_weights(query, key), value)
+
+
+def cudnn_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """cuDNN's fused attention, for bfloat16 and float16 on NVIDIA GPUs."""
+    if not fits_cudnn(query):
+        raise ValueError(
+            "cuDNN attends in bfloat16 or float16, with a head width up to 128 that 8 divides; "
+            f'found queries {query.dtype}{list(query.shape)}: use lowering="plain"'
+        )
+    # Never with a bias or a mask: those restrict the lengths that can be trained.
+    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+
+
+LOWERINGS: dict[str, Lowering] = {
+    "plain": plain_attention,
+    "cudnn": cudnn_attention,
+    "pallas": attention_tpu.attention,
+}
+
+
+def attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, *, lowering: str | None = None
+) -> jax.Array:
+    """Scaled dot-product attention without mask, bias or dropout.
+
+    Args:
+      query: (B, N, H, D), floating.
+      key: same shape and dtype.
+      value: same shape and dtype.
+      lowering: a key of `LOWERINGS`: "plain" anywhere, "cudnn" on NVIDIA GPUs, "pallas" on TPUs;
+        None for what `using_lowering` says, or else the fastest for the platform compiled for, the
+        shape and the dtype.
+
+    Returns:
+      (B, N, H, D), in the dtype of `query`.
+
+    Raises:
+      ValueError: an unknown lowering, or one that does not support the shape or dtype.
+    """
+    lowering = lowering or _override.get()
+    if lowering is not None:
+        return LOWERINGS[_known(lowering)](query, key, value)
+    branches: dict[str, Lowering] = {}
+    if attention_tpu.supports(query):
+        branches["tpu"] = attention_tpu.attention
+    if query.shape[1] >= MIN_CUDNN_TOKENS and fits_cudnn(query) and _has_cuda():
+        branches["cuda"] = cudnn_attention
+    if not branches:
+        return plain_attention(query, key, value)
+    return lax.platform_dependent(query, key, value, default=plain_attention, **branches)
+
+
+def projected_heads(x: jax.Array, kernel: jax.Array, bias: jax.Array, heads: int) -> Heads:
+    """Queries, keys and values (B, N, H, D) from tokens (B, N, C), all of one dtype.
+
+    Args:
+      x: (B, N, C).
+      kernel: (C, 3C); its columns give all queries, then all keys, then all values.
+      bias: (3C,).
+      heads: H.
+    """
+    return lax.platform_dependent(
+        x,
+        kernel,
+        bias,
+        tpu=functools.partial(_separate_projections, heads),
+        default=functools.partial(_joint_projection, heads),
+    )
+
+
+def _joint_projection(heads: int, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> Heads:
+    batch, tokens, width = x.shape
+    qkv = (x @ kernel + bias.reshape(1, 1, -1)).reshape(batch, tokens, 3, heads, width // heads)
+    return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+
+
+def _separate_projections(heads: int, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> Heads:
+    """Three products, whose results the TPU compiler writes as the kernel reads them; slices of one
+    would be copied.
+    """
+    batch, tokens, width = x.shape
+    query, key, value = (
+        (x @ columns + shift.reshape(1, 1, -1)).reshape(batch, tokens, heads, width // heads)
+        for columns, shift in zip(jnp.split(kernel, 3, 1), jnp.split(bias, 3), strict=True)
+    )
+    return query, key, value
+
+
+@contextlib.contextmanager
+def using_lowering(lowering: str | None) -> Iterator[None]:
+    """Every `attention` traced inside the block that names no lowering of its own uses this one.
+
+    It acts on tracing: a function that `jax.jit` has already traced keeps what it has.
+
+    Raises:
+      ValueError: an unknown lowering.
+    """
+    token = _override.set(None if lowering is None else _known(lowering))
+    try:
+        yield
+    finally:
+        _override.reset(token)
+
+
+def fits_cudnn(query: jax.Array) -> bool:
+    """Whether cuDNN takes such queries (B, N, H, D), on any GPU that has its fused attention."""
+    width = query.shape[3]
+    return (
+        query.dtype in (jnp.bfloat16, jnp.float16) and width % 8 == 0 and width <= MAX_CUDNN_WIDTH
+    )
+
+
+@functools.cache
+def _has_cuda() -> bool:
+    """Whether this process has an NVIDIA GPU; cuDNN's attention cannot even be traced without."""
+    try:
+        return bool(jax.devices("cuda"))
+    except RuntimeError:
+        return False
+
+
+def _known(lowering: str) -> str:
+    if lowering not in LOWERINGS:
+        raise ValueError(
+            f"unknown attention lowering {lowering!r}{suggestion(lowering, LOWERINGS)}; there are "
+            f"{', '.join(LOWERINGS)}"
+        )
+    return lowering

@@ -19,13 +19,15 @@ from pit_jax.weights.match import (
     describe,
     fitting_models,
     parameter_shapes,
+    position_grid,
 )
-from pit_jax.weights.strict import Shape, check_against, report
+from pit_jax.weights.strict import check_against, report
 from pit_jax.weights.tables import OURS, table_of
 
 logger = logging.getLogger(__name__)
 
 HEAD_CHOICES = ("load", "new")
+Grid = tuple[int, int]  # height, width
 
 
 def load_weights(
@@ -33,9 +35,9 @@ def load_weights(
 ) -> parameters.Params:
     """Parameters of a model from a file, directory or hub repository.
 
-    Names and axes of the official and the timm layout are recognised by themselves. A map of
-    positions for another image size is resized as torch's bicubic interpolation does it, and the
-    log says so. All else has to fit exactly.
+    Names and axes of the official and the timm layout are recognised by themselves. Positions for
+    another image size are resized as torch's bicubic interpolation does it, those of class tokens
+    excepted, and the log says so. All else has to fit exactly.
 
     Args:
       source: path of a .safetensors file, a torch checkpoint or a directory of ours, or
@@ -74,9 +76,12 @@ def fit(
         row.path: row.read(file.tensors[name], comparison.layout)
         for name, row in comparison.rows.items()
     }
-    position = comparison.table.position
-    if position and values[position].shape != shapes[position]:
-        values[position] = _resize(values[position], shapes[position], file.source)
+    position, grid = comparison.table.position, position_grid(file, config)
+    if position and grid and grid != config.grids[0]:
+        prefix = comparison.table.prefix
+        values[position] = _resize(
+            values[position], prefix, grid, config.grids[0], source=file.source
+        )
     if comparison.classes != config.num_classes:
         fresh = f"fresh head for {config.num_classes}" if config.num_classes else "no head"
         logger.warning(
@@ -167,13 +172,29 @@ def _advice(file: files.WeightFile, config: zoo.ModelConfig, comparison: Compari
     return lines
 
 
-def _resize(position: np.ndarray, shape: Shape, source: str) -> jax.Array:
-    """Resamples a map of positions (1, H, W, C) as torch's bicubic interpolation does.
+def _resize(
+    position: np.ndarray, prefix: int | None, grid: Grid, wanted: Grid, *, source: str
+) -> jax.Array:
+    """Resamples positions from one grid to another as torch's bicubic interpolation does.
 
     That is the cubic of -0.75 with repeated edges and no antialiasing, aligned at pixel centres.
+
+    Args:
+      position: a map (1, H, W, C), or a sequence (1, prefix + H * W, C).
+      prefix: entries of a sequence that stay as they are; None for a map.
+      grid: H, W.
+      wanted: the same afterwards.
+      source: for the log.
     """
     logger.warning(
-        "%s: map of positions resized from %d x %d to %d x %d",
-        *(source, *position.shape[1:3], *shape[1:3]),
+        "%s: %s of positions resized from %d x %d to %d x %d",
+        *(source, "map" if prefix is None else "sequence", *grid, *wanted),
     )
-    return jax.image.resize(position, shape, "cubic-pytorch", antialias=False)
+    channels = position.shape[-1]
+    maps = jnp.asarray(position if prefix is None else position[:, prefix:])
+    resized = jax.image.resize(
+        maps.reshape(1, *grid, channels), (1, *wanted, channels), "cubic-pytorch", antialias=False
+    )
+    if prefix is None:
+        return resized
+    return jnp.concatenate([position[:, :prefix], resized.reshape(1, -1, channels)], axis=1)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax.numpy as jnp
 import numpy as np
@@ -65,22 +66,39 @@ def compare(file: WeightFile, config: zoo.ModelConfig) -> Comparison:
     skipped = table.ignored(layout) | (set() if same_classes else head)
     found = {name: value.shape for name, value in file.tensors.items() if name not in skipped}
     for name, row in rows.items():
-        if row.path == table.position and name in found:
+        if row.path == table.position and name in found and position_grid(file, config):
             sizes = found[name], expected[name]
-            if _is_resizable(*(row.our_shape(size, layout) for size in sizes)):
+            channels = {row.our_shape(size, layout)[-1] for size in sizes}
+            if len(channels) == 1:
                 found[name] = expected[name]
     return Comparison(table, layout, classes, rows, differences(found, expected))
 
 
 def position_grid(file: WeightFile, config: zoo.ModelConfig) -> tuple[int, int] | None:
-    """Height and width of a file's map of positions; None if it has none of the right rank."""
+    """Height and width of a file's positions; None if it has none of the right rank.
+
+    Of a sequence they are what the file's card says. Without a card it is taken for a square one,
+    as those of published files are; None if it has no such number of entries.
+    """
     table = table_of(config)
     layout = table.recognise(file.tensors)
     for name, row in table.by_name(layout).items():
         if row.path == table.position and name in file.tensors:
             shape = row.our_shape(file.tensors[name].shape, layout)
-            return (shape[1], shape[2]) if len(shape) == 4 else None
+            if table.prefix is not None:
+                return _grid_of(file, shape, table.prefix)
+            return (shape[1], shape[2]) if len(shape) == 4 and min(shape) > 0 else None
     return None
+
+
+def _grid_of(file: WeightFile, shape: Shape, prefix: int) -> tuple[int, int] | None:
+    """Height and width of a sequence of positions (1, prefix + H * W, C)."""
+    count = shape[1] - prefix if len(shape) == 3 else 0
+    if file.card is not None:
+        height, width = card_config(file.card).grids[0]
+        return (height, width) if height * width == count else None
+    side = math.isqrt(max(count, 0))
+    return (side, side) if side and side * side == count else None
 
 
 def fitting_models(file: WeightFile) -> list[str]:
@@ -109,11 +127,6 @@ def describe(config: zoo.ModelConfig) -> str:
         if type(row) is type(config) and all(found[key] == expected[key] for key in fixed):
             return name
     return f"this {type(config).__name__.removesuffix('Config')}"
-
-
-def _is_resizable(found: Shape, expected: Shape) -> bool:
-    """Whether two maps (1, H, W, C) differ in height and width at most."""
-    return len(found) == len(expected) == 4 and found[::3] == expected[::3] and min(found) > 0
 
 
 def identify(

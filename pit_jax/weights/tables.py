@@ -74,13 +74,16 @@ class Table:
       body: a row per parameter, but for the heads'.
       head: the rows of the classifiers, kernel and bias of the class token's first; also of a
         configuration without classes, to know a head where there should be none.
-      position: path of the map of positions (1, H, W, C) that follows the image size, if any.
+      position: path of the positions that follow the image size, if any: a map (1, H, W, C), or a
+        sequence (1, prefix + H * W, C).
+      prefix: entries of class tokens that such a sequence begins with; None for a map.
     """
 
     layouts: tuple[str, ...]
     body: tuple[Row, ...]
     head: tuple[Row, ...]
     position: str | None
+    prefix: int | None = None
 
     def by_name(self, layout: str, *, with_head: bool = True) -> dict[str, Row]:
         """The rows under what a file of this layout calls them."""
@@ -197,10 +200,7 @@ def pit_table(config: PiTConfig) -> Table:
 
 
 def vit_table(config: ViTConfig) -> Table:
-    """ViT and DeiT in the layouts of DeiT's authors ("official") and of timm, which are one.
-
-    Positions are a sequence that includes the class tokens, and are not resized.
-    """
+    """ViT and DeiT in the layouts of DeiT's authors ("official") and of timm, which are one."""
 
     def both(name: str) -> dict[str, str]:
         return {"official": name, "timm": name}
@@ -215,7 +215,7 @@ def vit_table(config: ViTConfig) -> Table:
     head = linear("head", **both("head"))
     if config.distilled:
         head += linear("head_distillation", **both("head_dist"))
-    return Table(("official", "timm"), tuple(rows), head, None)
+    return Table(("official", "timm"), tuple(rows), head, "position", config.class_tokens)
 
 
 def resnet_table(config: ResNetConfig) -> Table:

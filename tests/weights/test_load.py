@@ -203,6 +203,57 @@ def test_positions_are_resized_as_torch_does(
     assert f"positions resized from 8 x 5 to {height} x {width}" in caplog.text
 
 
+VIT = {"width": 8, "heads": 2, "depth": 1, "num_classes": 5}
+
+
+@pytest.mark.parametrize(("model", "prefix"), [("deit_ti", 1), ("deit_ti_distilled", 2)])
+@pytest.mark.parametrize("size", [(64, 64), (32, 96), (16, 144)])
+def test_positions_of_a_vit_are_resized_as_deit_does(
+    size: tuple[int, int],
+    model: str,
+    prefix: int,
+    memory_file: MemoryFile,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    file = memory_file(zoo.model_config(model, image_size=48, **VIT))  # a grid of 3 x 3
+    config = zoo.model_config(model, image_size=size, **VIT)
+    with caplog.at_level(logging.WARNING):
+        position = fit(file, config)["position"]
+    height, width = config.grids[0]
+    stored = torch.from_numpy(file.tensors["pos_embed"])
+    maps = stored[:, prefix:].reshape(1, 3, 3, 8).permute(0, 3, 1, 2)
+    maps = torch.nn.functional.interpolate(maps, (height, width), mode="bicubic")
+    np.testing.assert_array_equal(position[:, :prefix], stored[:, :prefix])
+    np.testing.assert_allclose(
+        position[:, prefix:], maps.flatten(2).transpose(1, 2).numpy(), rtol=0, atol=1e-5
+    )
+    assert f"positions resized from 3 x 3 to {height} x {width}" in caplog.text
+
+
+def test_the_grid_of_a_sequence_of_positions_is_that_of_its_card(
+    tmp_path: Path, memory_file: MemoryFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = zoo.model_config("deit_ti", image_size=(64, 16), **VIT)  # 4 x 1, as many as 2 x 2
+    path = tmp_path / "ours.safetensors"
+    params = parameters.split(zoo.build(config))[1]
+    files.write_weights(path, params, make_card("deit_ti", config, source="here"))
+    loaded = fit(files.read(path), config)["position"]
+    np.testing.assert_array_equal(loaded, params["position"])
+    assert caplog.text == ""
+    with caplog.at_level(logging.WARNING):
+        turned = fit(files.read(path), dataclasses.replace(config, image_size=(16, 64)))
+    assert "positions resized from 4 x 1 to 1 x 4" in caplog.text
+    assert not np.allclose(turned["position"], loaded)
+
+
+def test_a_sequence_of_positions_without_a_grid_is_refused(memory_file: MemoryFile) -> None:
+    config = zoo.model_config("deit_ti", image_size=48, **VIT)
+    file = changed(memory_file(config), pos_embed=np.zeros((1, 8, 8), "f"))
+    message = re.escape("pos_embed is (1, 8, 8), expected (1, 10, 8)")
+    with pytest.raises(ValueError, match=message):
+        fit(file, config)
+
+
 def test_positions_of_other_channels_are_not_resized(
     tiny: PiTConfig, memory_file: MemoryFile
 ) -> None:

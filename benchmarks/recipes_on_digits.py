@@ -1,12 +1,13 @@
 """PiT's four training settings on handwritten digits: does pooling help, does each setting learn?
 
-    python benchmarks/recipes_on_digits.py --runs=runs/recipes_on_digits [--seeds 0 1 2]
+    python benchmarks/recipes_on_digits.py --runs=runs/recipes_on_digits [--seeds 0 1 2] \\
+        [--document=docs/results.md]
 
 Three small networks (a PiT, the same without pooling, a ViT, all within 4 % of the same
 multiply-accumulates) are trained by the four settings of configs/ (vanilla, cutmix, deit, distill)
 with three seeds each, and before them the teacher of the fourth, a small ResNet. Their top-1 on the
 360 test scans becomes a table, printed and left in the directory as table.md and, with every run's
-number, as results.json.
+number, as results.json; and between its marks in a document, if one is named.
 
 The settings are the config files', with what 1,437 scans of 8x8 pixels ask for changed: 16x16
 pixels, 64 images a step, a tenth of the epochs (10, and 30 where the paper has 300) of which 2 are
@@ -34,6 +35,8 @@ IMAGE_SIZE = (16, 16)
 TEST_IMAGES = 360
 RECIPES = ("vanilla", "cutmix", "deit", "distill")
 WEIGHTS_FILE = "model.safetensors"
+TABLE_FILE = "table.md"
+BEGIN, END = "<!-- recipes_on_digits -->", "<!-- end -->"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="PiT's four settings on handwritten digits.")
     parser.add_argument("--runs", type=Path, required=True, help="directory of the run directories")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--document", type=Path, help="Markdown file with marks for the table")
     options = parser.parse_args()
     from pit_jax.cli import console
 
@@ -100,7 +104,11 @@ def main() -> None:
                 directory = options.runs / f"{recipe}_{network}_{seed}"
                 top1[network][recipe][seed] = train(config, directory)
                 print(f"{directory.name}: {top1[network][recipe][seed]:.4f}", flush=True)
-    report(options.runs, top1, teacher_top1)
+                write(options.runs, top1, teacher_top1)
+    text = (options.runs / TABLE_FILE).read_text()
+    print(text)
+    if options.document:
+        options.document.write_text(put_between_marks(options.document.read_text(), text))
 
 
 def experiment(recipe: str, network: str, seed: int, teacher: Path) -> ConfigDict:
@@ -168,13 +176,12 @@ def train(config: ConfigDict, directory: Path) -> float:
     return result.metrics["test_top1"]
 
 
-def report(
+def write(
     directory: Path, top1: dict[str, dict[str, dict[int, float]]], teacher_top1: float
 ) -> None:
-    """Prints and writes the table, and every run's number."""
-    text = table(top1) + f"\nTeacher, a ResNet: {teacher_top1:.2%}.\n"
-    print(text)
-    (directory / "table.md").write_text(text)
+    """Leaves the table of the runs so far, and every run's number."""
+    text = table(top1) + f"\nTeacher, a ResNet: {100 * teacher_top1:.1f}.\n"
+    (directory / TABLE_FILE).write_text(text)
     results = {"top1": top1, "teacher_top1": teacher_top1, "macs": macs()}
     (directory / "results.json").write_text(json.dumps(results, indent=2) + "\n")
 
@@ -191,13 +198,26 @@ def table(top1: dict[str, dict[str, dict[int, float]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def put_between_marks(document: str, text: str) -> str:
+    """The document with the text in place of what was between its marks.
+
+    Raises:
+      ValueError: a document without them.
+    """
+    before, begin, rest = document.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise ValueError(f"expected a document with the lines {BEGIN} and {END}")
+    return f"{before}{begin}\n\n{text}\n{end}{after}"
+
+
 def cell(values: list[float]) -> str:
-    """ "98.1 ± 0.3 (97.8 to 98.3)" of fractions."""
+    """ "98.1 ± 0.3 (97.8 to 98.3)" of fractions; without a spread where there is only one."""
     percent = [100 * value for value in values]
-    spread = statistics.stdev(percent) if len(percent) > 1 else 0.0
-    return (
-        f"{statistics.mean(percent):.1f} ± {spread:.1f} ({min(percent):.1f} to {max(percent):.1f})"
-    )
+    if len(percent) < 2:
+        return "".join(f"{value:.1f} (one seed)" for value in percent)
+    spread = f"({min(percent):.1f} to {max(percent):.1f})"
+    return f"{statistics.mean(percent):.1f} ± {statistics.stdev(percent):.1f} {spread}"
 
 
 def macs() -> dict[str, int]:

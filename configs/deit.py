@@ -32,7 +32,7 @@ author adds. What is left open is taken so:
   `--config.data.repeats=1 --config.optimizer.name=adamp` and
   `--config.optimizer.options='{"wd_ratio": 0.01, "nesterov": True}'`.
 
-`:MODEL,smoke` has all ingredients on networks of some thousand parameters, 40 steps on random
+`:MODEL,smoke` has all ingredients on networks of some thousand parameters, 30 steps on random
 pictures: a minute on a CPU, and nothing learned.
 """
 

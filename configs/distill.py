@@ -35,7 +35,7 @@ with the teacher's class on the same mixed image, unsmoothed. What it leaves ope
   another RegNetY-16GF of 80.4 %).
 * 300 epochs, "DeiT settings": DeiT's 1,000 are not meant.
 
-`:MODEL,smoke` has all ingredients on networks of some thousand parameters, 40 steps on random
+`:MODEL,smoke` has all ingredients on networks of some thousand parameters, 30 steps on random
 pictures with a teacher that has learned nothing: a minute on a CPU, and nothing learned.
 """
 

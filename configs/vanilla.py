@@ -37,7 +37,7 @@ for
   DeiT's script keeps but evaluates only beside the weights.
 * Evaluation as DeiT's: shorter side to 256 by bicubic interpolation, centre 224.
 
-`:MODEL,smoke` has all ingredients on networks of some thousand parameters, 40 steps on random
+`:MODEL,smoke` has all ingredients on networks of some thousand parameters, 30 steps on random
 pictures: a minute on a CPU, and nothing learned.
 """
 
@@ -119,7 +119,7 @@ def choose(file: str, variant: str, known: Iterable[str]) -> tuple[str, bool]:
 
 
 def smoke(config: ConfigDict) -> ConfigDict:
-    """The same ingredients on networks of some thousand parameters, 32x32 pixels and 40 steps of
+    """The same ingredients on networks of some thousand parameters, 32x32 pixels and 30 steps of
     pictures made of random numbers, from which there is nothing to learn.
     """
     family = config.model.name.split("_")[0]
@@ -127,9 +127,9 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.model.image_size = (32, 32)
     config.model.dtype = "float32"
     config.data.name = "synthetic"
-    config.batch_size = 64
+    config.batch_size = 128
     config.eval_batch_size = 320
-    config.duration = "2 epochs"
+    config.duration = config.eval_every = "3 epochs"
     config.optimizer.warmup = "1 epoch"
     config.augment.mix_group = 32
     config.log_every = "5 steps"

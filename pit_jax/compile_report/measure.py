@@ -4,13 +4,13 @@ import collections
 import dataclasses
 import importlib.metadata
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pit_jax import flops
 from pit_jax.compile_report import libtpu, schedules
-from pit_jax.compile_report.chips import Slice
-from pit_jax.compile_report.collectives import collectives
+from pit_jax.compile_report.chips import Chip, Slice
+from pit_jax.compile_report.collectives import Collective, collectives
 from pit_jax.compile_report.hlo import Instruction, Module
 from pit_jax.compile_report.program import Compiled, needed_bytes
 from pit_jax.compile_report.report import Estimate, Kernel, Memory, Operation, Report
@@ -46,7 +46,7 @@ def make_report(
     devices = list(experiment.mesh.devices.flat)
     analysis = _analysis(executable)
     places = [device.coords for device in devices] if on else None
-    kernels = _kernels(module, _schedules(module) if on else {})
+    kernels = read_kernels(module, _schedules(module) if on else {})
     report = Report(
         model=experiment.config.model.name,
         program=compiled.program,
@@ -65,7 +65,7 @@ def make_report(
         estimate=None,
         kernels=kernels,
         collectives=collectives(module, len(devices), places, on),
-        operations=_operations(module, kernels),
+        operations=read_operations(module, kernels),
         trace_seconds=compiled.trace_seconds,
         compile_seconds=compiled.compile_seconds,
         load=compiled.load,
@@ -73,7 +73,16 @@ def make_report(
     )
     if on is None or executable is None:
         return report
-    return dataclasses.replace(report, estimate=_estimate(report, module, on))
+    found = estimate(
+        module,
+        report.kernels,
+        report.collectives,
+        on.chip,
+        images=report.images,
+        model_flops=report.model_flops,
+        peak=report.peak_flops,
+    )
+    return dataclasses.replace(report, estimate=found)
 
 
 def versions(tpu: bool) -> dict[str, str]:
@@ -104,15 +113,17 @@ def _memory(compiled: Compiled, on: Slice | None) -> Memory:
     found = compiled.executable.memory_analysis()
     if found is None:
         return Memory(available=available)
-    return Memory(
-        available=available,
-        arguments=found.argument_size_in_bytes,
-        outputs=found.output_size_in_bytes,
-        aliased=found.alias_size_in_bytes,
-        temporaries=found.temp_size_in_bytes,
-        code=found.generated_code_size_in_bytes,
-        peak=found.peak_memory_in_bytes,
-    )
+    sizes = {
+        "arguments": found.argument_size_in_bytes,
+        "outputs": found.output_size_in_bytes,
+        "aliased": found.alias_size_in_bytes,
+        "temporaries": found.temp_size_in_bytes,
+        "code": found.generated_code_size_in_bytes,
+    }
+    # Only the TPU's compiler counts temporaries in its peak; elsewhere they are one allocation.
+    everything = sum(sizes.values()) - 2 * sizes["aliased"]
+    peak = found.peak_memory_in_bytes if on else everything
+    return Memory(available=available, peak=peak, **sizes)
 
 
 def _local_memory(compiled: Compiled) -> int | None:
@@ -135,7 +146,8 @@ def _kernel_name(instruction: Instruction) -> str:
     return name if number.isdigit() else instruction.name
 
 
-def _kernels(module: Module, found: Mapping[str, schedules.Schedule]) -> list[Kernel]:
+def read_kernels(module: Module, found: Mapping[str, schedules.Schedule]) -> list[Kernel]:
+    """The kernels of a program, by the schedules of the instructions that call them."""
     grouped: dict[tuple[str, int | None, int | None], list[Any]] = collections.defaultdict(list)
     for step in module.steps:
         if step.instruction.is_kernel:
@@ -159,7 +171,8 @@ def _kernels(module: Module, found: Mapping[str, schedules.Schedule]) -> list[Ke
     return sorted(kernels, key=lambda kernel: -(kernel.cycles or 0))
 
 
-def _operations(module: Module, kernels: list[Kernel]) -> list[Operation]:
+def read_operations(module: Module, kernels: list[Kernel]) -> list[Operation]:
+    """The lines of source that cost most."""
     cycles: collections.Counter[tuple[str, bool]] = collections.Counter()
     calls: collections.Counter[tuple[str, bool]] = collections.Counter()
     for step in module.steps:
@@ -193,38 +206,57 @@ def _source(module: Module, instruction: Instruction) -> str:
     )
 
 
-def _estimate(report: Report, module: Module, on: Slice) -> Estimate:
-    xla_cycles = attention_cycles = 0
+def estimate(
+    module: Module,
+    kernels: Sequence[Kernel],
+    exchanges: Sequence[Collective],
+    chip: Chip,
+    *,
+    images: float,
+    model_flops: int,
+    peak: float | None,
+) -> Estimate:
+    """About how long a step takes.
+
+    Args:
+      module: the program.
+      kernels: of it.
+      exchanges: of it.
+      chip: what it is compiled for.
+      images: of a chip.
+      model_flops: of an image.
+      peak: FLOPs per second of a chip, None where unknown.
+    """
+    cycles = attention = 0
     unestimated: collections.Counter[str] = collections.Counter()
     for step in module.steps:
         instruction = step.instruction
         if instruction.cycles is not None:
-            xla_cycles += step.times * instruction.cycles
+            cycles += step.times * instruction.cycles
             if "/attention" in module.location(instruction).partition(":")[0]:
-                attention_cycles += step.times * instruction.cycles
+                attention += step.times * instruction.cycles
         elif _counts(instruction):
             unestimated[instruction.opcode] += step.times
-    for kernel in report.kernels:
+    for kernel in kernels:
         if kernel.cycles is None:
             unestimated[f"kernel {kernel.name}"] += kernel.calls
-    kernel_cycles = sum(kernel.cycles or 0 for kernel in report.kernels)
-    compute = (xla_cycles + kernel_cycles) / on.chip.clock
-    exchange = sum(one.seconds or 0.0 for one in report.collectives)
-    rate = report.images / (compute + exchange)
+    kernel_cycles = sum(kernel.cycles or 0 for kernel in kernels)
+    compute = (cycles + kernel_cycles) / chip.clock
+    exchange = sum(one.seconds or 0.0 for one in exchanges)
+    rate = images / (compute + exchange)
     return Estimate(
-        clock=on.chip.clock,
-        xla_cycles=xla_cycles,
-        attention_cycles=attention_cycles,
+        clock=chip.clock,
+        xla_cycles=cycles,
+        attention_cycles=attention,
         kernel_cycles=kernel_cycles,
         compute_seconds=compute,
         collective_seconds=exchange,
         step_seconds=compute + exchange,
         images_per_second=rate,
-        images_per_second_alone=report.images / compute,
-        mfu=rate * report.model_flops / report.peak_flops if report.peak_flops else None,
+        images_per_second_alone=images / compute,
+        mfu=rate * model_flops / peak if peak else None,
         unestimated=dict(unestimated),
-        unknown_loops=len(module.unknown_loops)
-        + sum(kernel.unknown_loops for kernel in report.kernels),
+        unknown_loops=len(module.unknown_loops) + sum(kernel.unknown_loops for kernel in kernels),
     )
 
 

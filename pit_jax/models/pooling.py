@@ -6,7 +6,7 @@ convolution with a block-diagonal kernel keeps the matrix unit busy instead. `gr
 stays as the plain definition that the others are tested against.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -56,24 +56,81 @@ def dense_convolution(maps: jax.Array, kernel: jax.Array, bias: jax.Array) -> ja
     return pooled + bias.reshape(1, 1, 1, -1)
 
 
+@jax.custom_vjp
 def shifted_sum(maps: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     """Nine strided slices times per-channel weights, accumulated in float32: a single elementwise
-    fusion.
+    fusion, as is the gradient of the maps.
     """
-    batch, height, width, channels = maps.shape
-    multiplier = kernel.shape[-1] // channels
-    out_height, out_width = pooled_size(height), pooled_size(width)
-    padded = jnp.pad(maps, ((0, 0), *PADDING, (0, 0))).astype(jnp.float32)
-    weights = kernel.astype(jnp.float32).reshape(WINDOW, WINDOW, 1, 1, 1, channels, multiplier)
-
+    channels = maps.shape[-1]
+    weights = _per_channel(kernel, channels)
     total = jnp.zeros((), jnp.float32)
+    for row, column, taps in _taps(maps):
+        total = total + taps[..., None] * weights[row, column]
+    pooled = total.reshape(*total.shape[:3], kernel.shape[-1])
+    return pooled.astype(maps.dtype) + bias.reshape(1, 1, 1, -1)
+
+
+def _per_channel(kernel: jax.Array, channels: int) -> jax.Array:
+    """The kernel as (3, 3, 1, 1, 1, C, M), float32, to multiply (B, H, W, C, 1)."""
+    return kernel.astype(jnp.float32).reshape(WINDOW, WINDOW, 1, 1, 1, channels, -1)
+
+
+def _taps(maps: jax.Array) -> Iterator[tuple[int, int, jax.Array]]:
+    """For each place in the window, (row, column, what all windows have there), float32."""
+    out_height, out_width = pooled_size(maps.shape[1]), pooled_size(maps.shape[2])
+    padded = jnp.pad(maps, ((0, 0), *PADDING, (0, 0))).astype(jnp.float32)
     for row in range(WINDOW):
         for column in range(WINDOW):
             rows = slice(row, row + STRIDE * (out_height - 1) + 1, STRIDE)
             columns = slice(column, column + STRIDE * (out_width - 1) + 1, STRIDE)
-            total = total + padded[:, rows, columns, :, None] * weights[row, column]
-    pooled = total.reshape(batch, out_height, out_width, channels * multiplier)
-    return pooled.astype(maps.dtype) + bias.reshape(1, 1, 1, -1)
+            yield row, column, padded[:, rows, columns]
+
+
+def _shifted_forward(
+    maps: jax.Array, kernel: jax.Array, bias: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return shifted_sum(maps, kernel, bias), (maps, kernel)
+
+
+def _shifted_backward(
+    kept: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    maps, kernel = kept
+    channels = maps.shape[-1]
+    of_bias = gradient.astype(jnp.float32).sum((0, 1, 2)).astype(gradient.dtype)
+    by_channel = gradient.astype(jnp.float32).reshape(*gradient.shape[:3], channels, -1)
+    # Of each place in the window and each of a channel's outputs, a sum over positions (C,); one
+    # sum over (B, H, W, C, M) leaves the short last axis to the vector units.
+    outputs = [by_channel[..., output] for output in range(by_channel.shape[-1])]
+    sums = [[(taps * own).sum((0, 1, 2)) for own in outputs] for _, _, taps in _taps(maps)]
+    of_kernel = jnp.stack([jnp.stack(own, axis=-1) for own in sums])
+    of_maps = _spread(by_channel, _per_channel(kernel, channels), maps.shape[1], maps.shape[2])
+    return of_maps.astype(maps.dtype), of_kernel.reshape(kernel.shape).astype(kernel.dtype), of_bias
+
+
+def _spread(by_channel: jax.Array, weights: jax.Array, height: int, width: int) -> jax.Array:
+    """Gradient of the maps (B, height, width, C) from (B, H, W, C, M) of the outputs.
+
+    Even positions are in the middle of one window, odd ones on the edges of two: the four parities
+    are computed apart and interleaved, where the transpose of a strided slice would write zeros
+    between its values, nine times.
+    """
+
+    def on_axis(axis: int, before: jax.Array, middle: jax.Array, after: jax.Array) -> jax.Array:
+        following = lax.slice_in_dim(before, 1, None, axis=axis)
+        pads = [(0, int(dimension == axis)) for dimension in range(before.ndim)]
+        return jnp.stack([middle, after + jnp.pad(following, pads)], axis=axis + 1)
+
+    parts = [[(by_channel * weights[row, column]).sum(-1) for column in range(WINDOW)]
+             for row in range(WINDOW)]  # fmt: skip
+    rows = [on_axis(2, *parts[row]) for row in range(WINDOW)]  # (B, H, W, 2, C)
+    batch, out_height, out_width, parities, channels = rows[0].shape
+    wide = [row.reshape(batch, out_height, out_width * parities, channels) for row in rows]
+    spread = on_axis(1, *wide).reshape(batch, out_height * STRIDE, out_width * STRIDE, channels)
+    return spread[:, :height, :width]
+
+
+shifted_sum.defvjp(_shifted_forward, _shifted_backward)
 
 
 LOWERINGS: dict[str, Lowering] = {

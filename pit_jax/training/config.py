@@ -5,16 +5,19 @@ and set what their experiment changes; `--config.x=y` overrides on top. `parse` 
 into the frozen dataclasses the trainer works with.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import types
 import typing
-from typing import Any
-
-from ml_collections import config_dict
+from typing import TYPE_CHECKING, Any
 
 from pit_jax.augment.policy import parse as parse_policy
 from pit_jax.errors import suggestion
+
+if TYPE_CHECKING:  # the training step needs the dataclasses alone
+    from ml_collections import config_dict
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +68,7 @@ class DataConfig:
     bad_images: str = "error"
     """Training images that do not decode: "error" stops, "skip" takes the next example instead."""
     max_bad_images: int = 100
-    """So many different ones are skipped by a process before it stops all the same."""
+    """So many different ones are skipped by all processes together before the run stops."""
     eval_protocol: str = "deit"
     """Evaluation crop: "deit" (256, centre 224), "timm" (248, centre 224) or "resize"."""
     threads: int = 0
@@ -202,6 +205,8 @@ def default_config() -> config_dict.ConfigDict:
 
 
 def _to_config_dict(node: Any) -> config_dict.ConfigDict:
+    from ml_collections import config_dict
+
     config = config_dict.ConfigDict()
     hints = typing.get_type_hints(type(node))
     for field in dataclasses.fields(node):

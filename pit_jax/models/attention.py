@@ -5,17 +5,15 @@ values as (B, N, H, D) in any floating dtype they support, accumulate the logits
 float32, and return (B, N, H, D) in the input dtype.
 """
 
-import contextlib
-import contextvars
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pit_jax.errors import suggestion
-from pit_jax.models import attention_tpu
+from pit_jax.models import attention_tpu, lowerings
+from pit_jax.models.attention_cpu import attention_by_image
 
 Lowering = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 # Queries, keys and values, each (B, N, H, D).
@@ -26,8 +24,6 @@ Heads = tuple[jax.Array, jax.Array, jax.Array]
 MIN_CUDNN_TOKENS = 192
 # cuDNN's limit before Hopper, for training as well.
 MAX_CUDNN_WIDTH = 128
-
-_override: contextvars.ContextVar[str | None] = contextvars.ContextVar("lowering", default=None)
 
 
 def attention_weights(query: jax.Array, key: jax.Array) -> jax.Array:
@@ -61,6 +57,7 @@ LOWERINGS: dict[str, Lowering] = {
     "plain": plain_attention,
     "cudnn": cudnn_attention,
     "pallas": attention_tpu.attention,
+    "by_image": attention_by_image,
 }
 
 
@@ -73,9 +70,9 @@ def attention(
       query: (B, N, H, D), floating.
       key: same shape and dtype.
       value: same shape and dtype.
-      lowering: a key of `LOWERINGS`: "plain" anywhere, "cudnn" on NVIDIA GPUs, "pallas" on TPUs;
-        None for what `using_lowering` says, or else the fastest for the platform compiled for, the
-        shape and the dtype.
+      lowering: a key of `LOWERINGS`: "plain" anywhere, "cudnn" on NVIDIA GPUs, "pallas" on TPUs,
+        "by_image" for CPUs; None for the fastest on the platform compiled for, at this shape and
+        dtype. It overrules `lowerings.override`.
 
     Returns:
       (B, N, H, D), in the dtype of `query`.
@@ -83,28 +80,28 @@ def attention(
     Raises:
       ValueError: an unknown lowering, or one that does not support the shape or dtype.
     """
-    lowering = lowering or _override.get()
+    lowering = lowering or lowerings.chosen("attention")
     if lowering is not None:
-        return LOWERINGS[_known(lowering)](query, key, value)
-    branches: dict[str, Lowering] = {}
+        return lowerings.lookup("attention", lowering, LOWERINGS)(query, key, value)
+    branches: dict[str, Lowering] = {"cpu": attention_by_image}
     if attention_tpu.supports(query):
         branches["tpu"] = attention_tpu.attention
     if query.shape[1] >= MIN_CUDNN_TOKENS and fits_cudnn(query) and _has_cuda():
         branches["cuda"] = cudnn_attention
-    if not branches:
-        return plain_attention(query, key, value)
     return lax.platform_dependent(query, key, value, default=plain_attention, **branches)
 
 
-def projected_heads(x: jax.Array, kernel: jax.Array, bias: jax.Array, heads: int) -> Heads:
+def projected_heads(heads: int, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> Heads:
     """Queries, keys and values (B, N, H, D) from tokens (B, N, C), all of one dtype.
 
     Args:
+      heads: H.
       x: (B, N, C).
       kernel: (C, 3C); its columns give all queries, then all keys, then all values.
       bias: (3C,).
-      heads: H.
     """
+    if lowerings.chosen("attention") not in (None, "pallas"):
+        return _joint_projection(heads, x, kernel, bias)
     return lax.platform_dependent(
         x,
         kernel,
@@ -132,22 +129,6 @@ def _separate_projections(heads: int, x: jax.Array, kernel: jax.Array, bias: jax
     return query, key, value
 
 
-@contextlib.contextmanager
-def using_lowering(lowering: str | None) -> Iterator[None]:
-    """Every `attention` traced inside the block that names no lowering of its own uses this one.
-
-    It acts on tracing: a function that `jax.jit` has already traced keeps what it has.
-
-    Raises:
-      ValueError: an unknown lowering.
-    """
-    token = _override.set(None if lowering is None else _known(lowering))
-    try:
-        yield
-    finally:
-        _override.reset(token)
-
-
 def fits_cudnn(query: jax.Array) -> bool:
     """Whether cuDNN takes such queries (B, N, H, D), on any GPU that has its fused attention."""
     width = query.shape[3]
@@ -163,12 +144,3 @@ def _has_cuda() -> bool:
         return bool(jax.devices("cuda"))
     except RuntimeError:
         return False
-
-
-def _known(lowering: str) -> str:
-    if lowering not in LOWERINGS:
-        raise ValueError(
-            f"unknown attention lowering {lowering!r}{suggestion(lowering, LOWERINGS)}; there are "
-            f"{', '.join(LOWERINGS)}"
-        )
-    return lowering

@@ -15,7 +15,12 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from pit_jax.errors import suggestion
-from pit_jax.models.attention import attention, attention_weights, weighted_values
+from pit_jax.models.attention import (
+    attention,
+    attention_weights,
+    projected_heads,
+    weighted_values,
+)
 from pit_jax.models.gelu import gelu
 from pit_jax.models.initializers import LinearInit
 
@@ -169,8 +174,8 @@ class Attention(nnx.Module):
         self, x_bnc: jax.Array, key: jax.Array | None, record: Recorder, name: str
     ) -> jax.Array:
         batch, tokens, width = x_bnc.shape
-        qkv = self.qkv(x_bnc).reshape(batch, tokens, 3, self.heads, width // self.heads)
-        query, keys, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # each (B, N, H, D)
+        operands = [jnp.asarray(x, self.qkv.dtype) for x in (x_bnc, self.qkv.kernel, self.qkv.bias)]
+        query, keys, value = projected_heads(self.heads, *operands)  # each (B, N, H, D)
 
         drop_key, map_key = (None, None) if key is None else jax.random.split(key)
         drops_map = map_key is not None and self.drop.attention > 0

@@ -88,7 +88,7 @@ def _prepare(name: str, builder: tfds.core.DatasetBuilder, root: Path, config: A
 
     def generate_splits(downloads: Any, _: Any) -> list[Any]:
         infos = []
-        for split in builder._split_generators(downloads):
+        for split in _by_split(builder._split_generators(downloads)):
             part = _only_split(name, split, parts / split)
             if not part.is_prepared():
                 part.download_and_prepare(**options)
@@ -113,8 +113,21 @@ def _only_split(name: str, split: str, folder: Path) -> tfds.core.DatasetBuilder
     """TFDS's builder of a set of which there is but one split."""
     builder = registered_builder(name, str(folder))
     all_splits = builder._split_generators
-    builder._split_generators = lambda downloads: {split: all_splits(downloads)[split]}
+
+    def only(downloads: Any) -> Any:
+        generators = all_splits(downloads)
+        one = _by_split(generators)[split]
+        return {split: one} if isinstance(generators, dict) else [one]
+
+    builder._split_generators = only
     return builder
+
+
+def _by_split(generators: Any) -> dict[str, Any]:
+    """What makes each split; older sets, such as ImageNet, list it."""
+    if isinstance(generators, dict):
+        return generators
+    return {str(generator.name): generator for generator in generators}
 
 
 def _link(file: Path, target: Path) -> None:

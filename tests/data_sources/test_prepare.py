@@ -1,9 +1,12 @@
 """Preparing and converting data sets."""
 
+import io
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from pit_jax.data import prepare, sources
 from pit_jax.data.digits import Digits
@@ -100,6 +103,65 @@ def test_a_damaged_shard_is_named(root: Path):
     shard.write_bytes(shard.read_bytes()[:-1000])
     with pytest.raises(ValueError, match=r"(cannot read|holds) .*anew in another --data_dir"):
         prepare.prepare("digits", str(root))
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ImageNet's two archives as they are, but for four images of two classes, and one."""
+    root = tmp_path_factory.mktemp("archives")
+    classes = []
+    for name in ("n01440764", "n01443537"):
+        files = [(f"{name}_{number}.JPEG", jpeg(len(classes) + number)) for number in (1, 2)]
+        classes.append((f"{name}.tar", archive(files)))
+    (root / "ILSVRC2012_img_train.tar").write_bytes(archive(classes))
+    validation = [("ILSVRC2012_val_00000001.JPEG", jpeg(9))]
+    (root / "ILSVRC2012_img_val.tar").write_bytes(archive(validation))
+    return root
+
+
+def jpeg(level: int) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (20, 16), (25 * level, 0, 0)).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+def archive(files: list[tuple[str, bytes]]) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        for name, data in files:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return stream.getvalue()
+
+
+def test_imagenet_from_its_archives(
+    imagenet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """By TFDS's own builder, which checks neither how many images there are nor their sizes."""
+    monkeypatch.setattr("tensorflow_datasets.core.utils.has_sufficient_disk_space", enough)
+    folder = prepare.prepare("imagenet2012", str(tmp_path), str(imagenet))
+    assert Path(folder) == tmp_path / "imagenet2012" / "5.1.0"
+    train = sources.open_source("imagenet2012", "train", str(tmp_path))
+    assert (len(train), train.num_classes) == (4, 1000)
+    found = {
+        example["file_name"].decode(): example
+        for example in map(train.examples.__getitem__, range(4))
+    }
+    assert {name: example["label"] for name, example in found.items()} == {
+        "n01440764_1.JPEG": 0,
+        "n01440764_2.JPEG": 0,
+        "n01443537_1.JPEG": 1,
+        "n01443537_2.JPEG": 1,
+    }
+    # The files' own bytes: nothing was encoded anew.
+    assert found["n01443537_2.JPEG"]["image"] == jpeg(3)
+    assert len(sources.open_source("imagenet2012", "validation", str(tmp_path))) == 1
+
+
+def enough(*_: object, **__: object) -> bool:
+    """A tiny set needs no 300 GB."""
+    return True
 
 
 def test_missing_archives_are_named(tmp_path: Path):

@@ -1,0 +1,400 @@
+"""Images per second that the input side makes of JPEG files, beside timm's transforms.
+
+    python benchmarks/input.py [--only work threads] [--repeats 5] [--images 256] [--json]
+
+work     one thread: timm's transforms (PIL) and ours, from the bytes of a file to what is handed to
+         the device: training with RandAugment, the random crop alone, repeated augmentation, and
+         evaluation
+threads  our training input over threads and processes, beside Grain's own reading row by row
+
+The files are cut out of scikit-learn's photographs at ImageNet's mean size, 500x375 and about
+110 KB, and lie in memory. Everything runs in one go, all variants in turn `repeats` times; figures
+are medians, those of "against" medians of the ratio to the baseline of the same turn, which a busy
+machine disturbs least. "per core" counts the seconds of all cores that the process used; "wall" is
+what comes out meanwhile. Needs timm (pip install pit-jax[test]) and no TensorFlow.
+"""
+
+import argparse
+import io
+import json
+import math
+import multiprocessing
+import os
+import platform
+import random
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+from PIL import Image
+
+from pit_jax.augment.policy import parse
+from pit_jax.data import batching, jpeg, pipeline
+from pit_jax.data.loading import Loader
+from pit_jax.data.sources import Source
+
+POLICY = "rand-m9-mstd0.5-inc1"
+SIZE = (224, 224)
+WIDTH, HEIGHT = 500, 375
+MEAN_BYTES = 110_000
+FILES = 64
+BATCH = 32
+THREADS = (1, 2, 4, 16)
+FLIP = Image.Transpose.FLIP_LEFT_RIGHT
+
+
+class Rate(NamedTuple):
+    """Images per second of all cores used, and per second of the clock."""
+
+    per_core: float
+    wall: float
+
+
+Variant = Callable[[int], Rate]
+"""Makes about so many images, and says how fast."""
+
+
+class Table(NamedTuple):
+    """Variants by name, and the one that the others are compared with."""
+
+    title: str
+    baseline: str
+    variants: dict[str, Variant]
+
+
+class Files:
+    """As many examples as ImageNet has, since drawing an order costs more for a few, of the same
+    few files.
+    """
+
+    def __init__(self, files: list[bytes]) -> None:
+        self.files = files
+
+    def __len__(self) -> int:
+        return 1_281_167
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": self.files[index % len(self.files)], "label": index % 1000}
+
+
+def photographs() -> Source:
+    """Crops of two photographs as JPEG, of a quality that makes their mean size ImageNet's."""
+    from sklearn.datasets import load_sample_images
+
+    rng = np.random.default_rng(0)
+    pictures = []
+    for index in range(FILES):
+        whole = Image.fromarray(load_sample_images().images[index % 2])
+        left, top = rng.uniform(0, 60), rng.uniform(0, 30)
+        box = (left, top, left + 560, top + 390)
+        picture = whole.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC, box=box)
+        pictures.append(picture if rng.random() < 0.5 else picture.transpose(FLIP))
+    quality = min(range(75, 100), key=lambda q: abs(_mean_bytes(pictures[:8], q) - MEAN_BYTES))
+    return Source("photographs", Files([_file(picture, quality) for picture in pictures]), 1000)
+
+
+def _file(picture: Image.Image, quality: int) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=quality)
+    return stream.getvalue()
+
+
+def _mean_bytes(pictures: list[Image.Image], quality: int) -> float:
+    return statistics.mean(len(_file(picture, quality)) for picture in pictures)
+
+
+class Clock:
+    """Seconds of the processor, of this process and those it has started, and of the clock."""
+
+    def __init__(self) -> None:
+        self._cpu, self._wall = _cpu_seconds(), time.perf_counter()
+
+    def read(self) -> tuple[float, float]:
+        return _cpu_seconds() - self._cpu, time.perf_counter() - self._wall
+
+
+def _cpu_seconds() -> float:
+    seconds = time.process_time()
+    for child in multiprocessing.active_children():
+        fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+        seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return seconds
+
+
+def loop(files: Source, transform: Callable[[Image.Image], Any]) -> Variant:
+    """A plain loop over PIL images, as a worker of torch's DataLoader runs it, without stacking."""
+
+    def measure(images: int) -> Rate:
+        clock = Clock()
+        for index in range(images):
+            picture = Image.open(io.BytesIO(files.examples[index]["image"])).convert("RGB")
+            try:
+                transform(picture)
+            except ValueError:  # timm's strongest Posterize keeps no bit, which Pillow 13 refuses
+                transform(picture)
+        cpu, wall = clock.read()
+        return Rate(images / cpu, images / wall)
+
+    return measure
+
+
+def batches(make: Callable[[], Iterator[Any]], ahead: int) -> Variant:
+    """A pipeline that makes `ahead` batches more than it is asked for."""
+
+    def measure(images: int) -> Rate:
+        count = math.ceil(images / BATCH)
+        clock = Clock()
+        iterator = make()
+        next(iterator)
+        wall = Clock()
+        for _ in range(count):
+            next(iterator)
+        _, seconds = wall.read()
+        _wait_until_idle()
+        cpu, _ = clock.read()
+        return Rate((count + 1 + ahead) * BATCH / cpu, count * BATCH / seconds)
+
+    return measure
+
+
+def _wait_until_idle() -> None:
+    """Until all batches that are made ahead are made."""
+    idle = 0
+    while idle < 3:
+        before = _cpu_seconds()
+        time.sleep(0.05)
+        idle = idle + 1 if _cpu_seconds() - before < 0.004 else 0
+
+
+def training(files: Source, *, threads: int = 1, ahead: int = 1, **views: Any) -> Variant:
+    """Our training input."""
+
+    def make() -> Iterator[Any]:
+        return iter(
+            pipeline.train_batches(
+                files,
+                pipeline.Views(size=SIZE, **views),
+                batch_size=BATCH,
+                seed=0,
+                reading=pipeline.Reading(threads=threads, prefetch=ahead),
+            )
+        )
+
+    return batches(make, ahead)
+
+
+def evaluation(files: Source, protocol: str) -> Variant:
+    """Our evaluation input."""
+
+    def make() -> Iterator[Any]:
+        reading = pipeline.Reading(threads=1, prefetch=1)
+        return iter(
+            pipeline.eval_batches(
+                files, image_size=SIZE, batch_size=BATCH, protocol=protocol, reading=reading
+            )
+        )
+
+    return batches(make, ahead=1)
+
+
+def row_by_row(files: Source, threads: int) -> Variant:
+    """The same views, read one by one by Grain's threads and stacked where they are asked for."""
+
+    def make() -> Iterator[Any]:
+        view = pipeline.RandomView(Loader(files), pipeline.Views(size=SIZE))
+        rows = grain.MapDataset.range(len(files)).seed(0).shuffle().repeat().random_map(view)
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=BATCH)
+        return iter(rows.to_iter_dataset(options).batch(BATCH))
+
+    return batches(make, ahead=1)
+
+
+def in_processes(files: Source, workers: int) -> Variant:
+    """Whole batches made in other processes, by one thread each, and copied through shared memory.
+
+    Starting the processes, seconds each, is left out.
+    """
+
+    def measure(images: int) -> Rate:
+        from absl import flags
+
+        flags.FLAGS.mark_as_parsed()  # Grain asks for flags of its own
+        count = max(math.ceil(images / BATCH), 2 * workers)
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
+        reading = pipeline.Reading(threads=1, prefetch=1)
+        dataset = pipeline.train_batches(
+            files, pipeline.Views(size=SIZE), batch_size=BATCH, seed=0, reading=reading
+        )
+        iterator = iter(dataset.mp_prefetch(options))
+        for _ in range(2 * workers):
+            next(iterator)
+        clock = Clock()
+        for _ in range(count):
+            next(iterator)
+        cpu, wall = clock.read()
+        iterator.close()
+        return Rate(count * BATCH / cpu, count * BATCH / wall)
+
+    return measure
+
+
+def work(files: Source) -> list[Table]:
+    """What one thread does."""
+    from pit_jax.weights.verify import import_timm
+
+    create_transform = import_timm().data.create_transform
+    shared = {"input_size": SIZE[0], "interpolation": "bicubic", "use_prefetcher": True}
+    crop = {"is_training": True, "color_jitter": None, **shared}
+    policy = parse(POLICY)
+    canvases = {f"in canvases of {side}": (side, side) for side in (384, 448, 512)}
+    full = {
+        "timm": loop(files, create_transform(**crop, auto_augment=POLICY)),
+        "ours, all on the host": training(files, policy=policy, flip_probability=0.5),
+        "ours, RandAugment on the device": training(files),
+        "ours, resizing and RandAugment on the device": training(files, canvas=(512, 512)),
+        "ours, all on the host, 3 views": training(
+            files, policy=policy, flip_probability=0.5, repeats=3
+        ),
+        "ours, RandAugment on the device, 3 views": training(files, repeats=3),
+        "ours, both on the device, 3 views": training(files, canvas=(512, 512), repeats=3),
+    }
+    crops = {
+        "timm": loop(files, create_transform(**crop, hflip=0.0)),
+        "ours, resized by PIL": training(files),
+        **{
+            f"ours, for the device {name}": training(files, canvas=canvas)
+            for name, canvas in canvases.items()
+        },
+    }
+    if jpeg.fast_decoder() is not None:
+        crops["decoding alone, by libjpeg-turbo"] = decoding(files)
+    evaluations = {
+        "timm": loop(files, create_transform(**shared, crop_pct=0.9)),
+        "ours, protocol timm": evaluation(files, "timm"),
+        "ours, protocol deit": evaluation(files, "deit"),
+    }
+    return [
+        Table("training: crop, flip, RandAugment", "timm", full),
+        Table("training: the random crop alone", "timm", crops),
+        Table("evaluation", "timm", evaluations),
+    ]
+
+
+def decoding(files: Source) -> Variant:
+    """What no way can be faster than."""
+
+    def measure(images: int) -> Rate:
+        clock = Clock()
+        for index in range(images):
+            jpeg.decode_pixels(files.examples[index]["image"])
+        cpu, wall = clock.read()
+        return Rate(images / cpu, images / wall)
+
+    return measure
+
+
+def threads(files: Source) -> list[Table]:
+    """The random crop alone, over threads and processes; batches of which two are made ahead."""
+    ours = {
+        f"ours, {count:2} threads": training(files, threads=count, ahead=2) for count in THREADS
+    }
+    rows = {f"Grain row by row, {count:2} threads": row_by_row(files, count) for count in THREADS}
+    others = {f"ours in {count} processes": in_processes(files, count) for count in (1, 2)}
+    canvas = {
+        f"ours in canvases, {count:2} threads": training(
+            files, threads=count, ahead=2, canvas=(512, 512)
+        )
+        for count in THREADS
+    }
+    everything = ours | rows | others | canvas
+    return [Table("threads and processes, the random crop alone", next(iter(ours)), everything)]
+
+
+MEASUREMENTS: dict[str, Callable[[Source], list[Table]]] = {"work": work, "threads": threads}
+
+
+def measured(table: Table, repeats: int, images: int) -> dict[str, dict[str, Any]]:
+    """Rates of all variants, in turns; and ratios to the baseline of the same turn."""
+    for variant in table.variants.values():
+        variant(BATCH)
+    turns = []
+    for _ in range(repeats):
+        turns.append({name: variant(images) for name, variant in table.variants.items()})
+    report = {}
+    for name in table.variants:
+        rates = [turn[name] for turn in turns]
+        ratios = [turn[name].per_core / turn[table.baseline].per_core for turn in turns]
+        report[name] = {
+            "per_core": statistics.median(rate.per_core for rate in rates),
+            "wall": statistics.median(rate.wall for rate in rates),
+            "against": statistics.median(ratios),
+            "against_range": (min(ratios), max(ratios)),
+        }
+    return report
+
+
+def machine(files: Source) -> dict[str, Any]:
+    """What the figures are of."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.M) if info.exists() else None
+    sizes = [len(files.examples[index]["image"]) for index in range(FILES)]
+    return {
+        "cpu": found[1] if found else platform.processor(),
+        "cores": batching.cores(),
+        "load": round(os.getloadavg()[0], 2),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "decoder": "PIL alone" if jpeg.fast_decoder() is None else "libjpeg-turbo (simplejpeg)",
+        "files": f"{FILES} of {WIDTH}x{HEIGHT}, {statistics.mean(sizes) / 1000:.0f} KB in the mean",
+        "versions": {name: version(name) for name in ("pillow", "simplejpeg", "timm", "grain")},
+    }
+
+
+def version(package: str) -> str:
+    """Of an installed package."""
+    from importlib import metadata
+
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def main() -> None:
+    """Measures what was asked for; prints tables, and JSON on request."""
+    parser = argparse.ArgumentParser(description="Images per second of the input side.")
+    parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, default=list(MEASUREMENTS))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--images", type=int, default=256, help="of a measurement")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON as well")
+    options = parser.parse_args()
+    random.seed(0)
+    files = photographs()
+    described = machine(files)
+    for name, value in described.items():
+        print(f"{name:<10} {value}")
+    report: dict[str, Any] = {"machine": described}
+    for name in options.only:
+        for table in MEASUREMENTS[name](files):
+            print(f"\n{table.title:<50} {'per core':>9} {'wall':>8}  against {table.baseline}")
+            rows = measured(table, options.repeats, options.images)
+            for label, row in rows.items():
+                low, high = row["against_range"]
+                print(
+                    f"{label:<50} {row['per_core']:>7.0f}/s {row['wall']:>6.0f}/s  "
+                    f"{row['against']:.2f} ({low:.2f} to {high:.2f})",
+                    flush=True,
+                )
+            report[table.title] = rows
+    print(f"\nload at the end: {os.getloadavg()[0]:.1f}")
+    if options.json:
+        print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

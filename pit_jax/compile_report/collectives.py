@@ -8,6 +8,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,6 +25,8 @@ KINDS = (
     "reduce-scatter",
 )
 
+_ORDER = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Collective:
@@ -32,7 +35,7 @@ class Collective:
     Attributes:
       kind: of `KINDS`.
       devices: of a group.
-      calls: in a step.
+      calls: in a step, of which so many are `asynchronous`: begun, and waited for later.
       bytes: in a step, of the whole array that a group shares: what is reduced, or gathered.
       seconds: in a step; None off TPUs.
     """
@@ -40,6 +43,7 @@ class Collective:
     kind: str
     devices: int
     calls: int
+    asynchronous: int
     bytes: int
     seconds: float | None
 
@@ -56,28 +60,43 @@ def collectives(
       on: the slice; None off TPUs.
     """
     found: dict[tuple[str, int], list[Collective]] = {}
-    for kind, instruction, size, times in _exchanges(module):
-        if kind == "collective-permute":
-            group = [0, 1]
-        else:
-            group = first_group(instruction.attributes, num_devices)
+    for exchange in _exchanges(module):
+        kind = exchange.kind
+        group = [0, 1]
+        if kind != "collective-permute":
+            group = first_group(exchange.instruction.attributes, num_devices)
         if len(group) < 2:
             continue
-        whole = size * len(group) if kind == "all-gather" else size
+        whole = exchange.bytes * len(group) if kind == "all-gather" else exchange.bytes
         seconds = None
         if on is not None and coordinates is not None:
             places = [coordinates[index] for index in group]
-            seconds = times * exchange_seconds(kind, whole, places, on)
+            seconds = exchange.times * exchange_seconds(kind, whole, places, on)
         one = Collective(
-            kind=kind, devices=len(group), calls=times, bytes=times * whole, seconds=seconds
+            kind=kind,
+            devices=len(group),
+            calls=exchange.times,
+            asynchronous=exchange.times * exchange.asynchronous,
+            bytes=exchange.times * whole,
+            seconds=seconds,
         )
         found.setdefault((kind, len(group)), []).append(one)
     sums = [_sum(same) for same in found.values()]
     return sorted(sums, key=lambda one: -one.bytes)
 
 
-def _exchanges(module: Module) -> Iterator[tuple[str, Instruction, int, int]]:
-    """Kind, instruction, bytes of its operands on one device, and calls, of every exchange."""
+class _Exchange(NamedTuple):
+    """An instruction that exchanges `bytes` of each device, so many times a step."""
+
+    kind: str
+    instruction: Instruction
+    bytes: int
+    times: int
+    asynchronous: bool
+
+
+def _exchanges(module: Module) -> Iterator[_Exchange]:
+    seen = set()
     for step in module.steps:
         # On TPUs a reduce-scatter is an all-reduce in a fusion of this name.
         scatters = any("all-reduce-scatter" in name for name in step.instruction.called("calls"))
@@ -85,11 +104,19 @@ def _exchanges(module: Module) -> Iterator[tuple[str, Instruction, int, int]]:
             kind = instruction.opcode.removesuffix("-start")
             if kind not in KINDS:
                 continue
+            # One that runs beside others shows in the fusion that begins it and in all until the
+            # one that waits for it, under the same channel.
+            channel = re.search(r"channel_id=(\d+)", instruction.attributes)
+            key = (kind, channel[1] if channel else instruction.name)
+            if key in seen:
+                continue
+            seen.add(key)
             operands = [beside[name] for name in instruction.operands if name in beside]
             size = sum(array.bytes for operand in operands for array in operand.arrays)
             if kind == "all-reduce" and scatters:
                 kind = "reduce-scatter"
-            yield kind, instruction, size, step.times
+            asynchronous = instruction.opcode.endswith("-start") or step.instruction.is_wait
+            yield _Exchange(kind, instruction, size, step.times, asynchronous)
 
 
 def _sum(same: list[Collective]) -> Collective:
@@ -97,6 +124,7 @@ def _sum(same: list[Collective]) -> Collective:
     return dataclasses.replace(
         same[0],
         calls=sum(one.calls for one in same),
+        asynchronous=sum(one.asynchronous for one in same),
         bytes=sum(one.bytes for one in same),
         seconds=sum(seconds) if seconds else None,
     )
@@ -106,26 +134,31 @@ def first_group(attributes: str, num_devices: int) -> list[int]:
     """Numbers of the devices of the first group that exchanges among itself.
 
     HLO writes groups as lists, {{0,1},{2,3}}; as an array of all devices, [2,2]<=[4] or transposed
-    [2,2]<=[2,2]T(1,0); or as axes of a mesh, mesh['x'=2,'y'=2] {'y'}.
+    [2,2]<=[2,2]T(1,0); or as axes of a mesh of devices in their order or in another,
+    mesh['x'=2,'y'=2] {'y'} or mesh['x'=2,'y'=2], device_ids=([2,2]T(1,0)) {'y'}.
     """
     listed = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
     if listed:
         return list(_numbers(listed[1]))
-    array = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
+    array = re.search(rf"replica_groups=\[(\d+),(\d+)\]<={_ORDER}", attributes)
     if array:
-        devices = np.arange(int(array[1]) * int(array[2])).reshape(_numbers(array[3]))
-        if array[4]:
-            devices = devices.transpose(_numbers(array[4]))
-        return devices.reshape(int(array[1]), int(array[2]))[0].tolist()
-    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes)
+        return _ordered(array[3], array[4]).reshape(int(array[1]), int(array[2]))[0].tolist()
+    order = rf"(?:, device_ids=\({_ORDER}\))?"
+    mesh = re.search(rf"replica_groups=mesh\[([^\]]*)\]{order} \{{([^}}]*)\}}", attributes)
     if mesh:
         axes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
-        chosen = re.findall(r"'(\w+)'", mesh[2])
-        devices = np.arange(math.prod(axes.values())).reshape(tuple(axes.values()))
-        return (
-            devices[tuple(slice(None) if axis in chosen else 0 for axis in axes)].ravel().tolist()
-        )
+        chosen = re.findall(r"'(\w+)'", mesh[4])
+        shape = tuple(axes.values())
+        devices = _ordered(mesh[2] or str(math.prod(shape)), mesh[3]).reshape(shape)
+        group = devices[tuple(slice(None) if axis in chosen else 0 for axis in axes)]
+        return group.ravel().tolist()
     return list(range(num_devices))
+
+
+def _ordered(shape: str, transposed: str | None) -> np.ndarray:
+    """All devices as an array of a shape, its axes in another order where one is given."""
+    devices = np.arange(math.prod(_numbers(shape))).reshape(_numbers(shape))
+    return devices.transpose(_numbers(transposed)) if transposed else devices
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -80,6 +80,12 @@ class Instruction:
         return 'custom_call_target="tpu_custom_call"' in self.attributes
 
     @property
+    def is_wait(self) -> bool:
+        """Whether it begins or awaits what runs beside other instructions."""
+        waits = self.opcode.endswith(("-start", "-update", "-done"))
+        return waits or self.name.startswith("async-collective-")
+
+    @property
     def kernel_body(self) -> str:
         """What tells one kernel from another: its serialised code."""
         found = re.search(r'"body":"([^"]*)"', self.attributes)

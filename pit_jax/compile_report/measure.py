@@ -23,7 +23,6 @@ _FREE = {
     "after-all", "bitcast", "constant", "get-tuple-element", "opt-barrier", "parameter",
     "partition-id", "replica-id", "tuple",
 }  # fmt: skip
-_WAITS = ("-done", "-start", "-update")
 
 
 def read_program(compiled: Compiled) -> Module:
@@ -262,7 +261,7 @@ def estimate(
 
 def _counts(instruction: Instruction) -> bool:
     """Whether an instruction without an estimate is more than bookkeeping or a few scalars."""
-    if instruction.opcode in _FREE or instruction.opcode.endswith(_WAITS):
+    if instruction.opcode in _FREE or instruction.is_wait:
         return False
     if instruction.is_kernel or instruction.opcode.startswith(("all-", "collective-", "reduce-sc")):
         return False

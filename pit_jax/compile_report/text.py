@@ -176,7 +176,7 @@ def _collectives(report: Mapping[str, Any]) -> list[str]:
     if not report["collectives"]:
         return ["", "no exchanges between devices"]
     step = (report["estimate"] or {}).get("step_seconds")
-    rows = [["exchanges", "devices", "calls", "MB", "estimated", "of the step"]]
+    rows = [["exchanges", "devices", "calls", "asynchronous", "MB", "estimated", "of the step"]]
     for one in report["collectives"]:
         seconds = one["seconds"]
         rows.append(
@@ -184,6 +184,7 @@ def _collectives(report: Mapping[str, Any]) -> list[str]:
                 one["kind"],
                 str(one["devices"]),
                 str(one["calls"]),
+                str(one["asynchronous"]),
                 f"{one['bytes'] / 1e6:,.2f}",
                 "-" if seconds is None else _ms(seconds),
                 "-" if seconds is None or not step else f"{seconds / step:.2%}",

@@ -17,6 +17,7 @@ from pit_jax.compile_report.hlo import Module
         ("replica_groups=[4,2]<=[2,4]T(1,0)", [0, 4]),
         ("replica_groups=mesh['data'=4,'fsdp'=2] {'data'}", [0, 2, 4, 6]),
         ("replica_groups=mesh['data'=4,'fsdp'=2] {'data','fsdp'}", list(range(8))),
+        ("replica_groups=mesh['a'=2,'b'=2,'c'=2], device_ids=([4,2]T(1,0)) {'a'}", [0, 1]),
         ("replica_groups={}", list(range(8))),
     ],
 )
@@ -85,6 +86,30 @@ def test_a_fused_reduce_scatter_and_an_asynchronous_gather_count_whole_arrays_on
     scatter, gather = collectives(Module(FUSED), 4, _places(2, 2), chips.parse_slice("v5e:2x2"))
     assert (scatter.kind, scatter.bytes) == ("reduce-scatter", 64 * 8 * 2)
     assert (gather.kind, gather.bytes) == ("all-gather", 20 * 2 * 4)
+
+
+BESIDE = """
+%begin (p: f32[4]) -> f32[8] {
+  %p = f32[4]{0} parameter(0)
+  ROOT %a = f32[8]{0} all-gather(%p), channel_id=3, replica_groups={{0,1},{2,3}}
+}
+
+%meanwhile (p: f32[4]) -> f32[8] {
+  %p = f32[4]{0} parameter(0)
+  ROOT %b = f32[8]{0} all-gather(%p), channel_id=3, replica_groups={{0,1},{2,3}}
+}
+
+ENTRY %main (x: f32[4]) -> f32[8] {
+  %x = f32[4]{0} parameter(0)
+  %async-collective-start.1 = f32[8]{0} fusion(%x), kind=kCustom, calls=%begin
+  ROOT %f = f32[8]{0} fusion(%x), kind=kOutput, calls=%meanwhile
+}
+"""
+
+
+def test_an_exchange_that_runs_beside_others_counts_once() -> None:
+    (gather,) = collectives(Module(BESIDE), 4, _places(2, 2), chips.parse_slice("v5e:2x2"))
+    assert (gather.calls, gather.asynchronous, gather.bytes) == (1, 1, 32)
 
 
 @pytest.mark.parametrize(

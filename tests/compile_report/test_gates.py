@@ -44,7 +44,9 @@ def _case(script: ModuleType, *, xla_cycles: float, kernel_cycles: float, megaby
         unestimated={},
         unknown_loops=0,
     )
-    reduced = Collective(kind="all-reduce", devices=4, calls=2, bytes=50_700_000, seconds=1e-3)
+    reduced = Collective(
+        kind="all-reduce", devices=4, calls=2, asynchronous=0, bytes=50_700_000, seconds=1e-3
+    )
     report = Report(
         model="pit_s",
         program="train",
@@ -84,7 +86,9 @@ def test_what_keeps_all_bounds_passes(script: ModuleType) -> None:
 
 def test_every_bound_is_judged(script: ModuleType) -> None:
     train = _case(script, xla_cycles=383e3, kernel_cycles=77e3, megabytes=281)
-    gathered = Collective(kind="all-gather", devices=4, calls=1, bytes=10**8, seconds=1e-3)
+    gathered = Collective(
+        kind="all-gather", devices=4, calls=1, asynchronous=0, bytes=10**8, seconds=1e-3
+    )
     train = dataclasses.replace(
         train,
         report=dataclasses.replace(train.report, collectives=[gathered]),

@@ -63,7 +63,9 @@ def test_cycles_become_seconds_images_and_utilisation(module: Module) -> None:
     assert (kernel.name, kernel.calls) == ("pit_attention_forward_test", 2)
     assert (kernel.grid, kernel.bundles, kernel.cycles) == (8, 421, 6750)
 
-    exchange = Collective(kind="all-reduce", devices=4, calls=1, bytes=4, seconds=1e-5)
+    exchange = Collective(
+        kind="all-reduce", devices=4, calls=1, asynchronous=0, bytes=4, seconds=1e-5
+    )
     found = measure.estimate(
         module,
         kernels,

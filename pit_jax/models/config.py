@@ -12,7 +12,36 @@ from pit_jax.models import pooling
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PiTConfig:
+class _TransformerConfig:
+    """What transformers on patches share."""
+
+    patch_size: int
+    image_size: tuple[int, int] = (224, 224)  # height, width
+    mlp_ratio: float = 4.0
+    distilled: bool = False
+    num_classes: int = 1000  # 0: no head, pooled features
+    in_channels: int = 3
+    dropout_rate: float = 0.0
+    attention_dropout_rate: float = 0.0
+    drop_path_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_positive(self, "patch_size", "in_channels")
+        if min(self.image_size) < self.patch_size:
+            raise ValueError(
+                f"image_size {self.image_size} is smaller than patch_size {self.patch_size}"
+            )
+        check_rates(self, "dropout_rate", "attention_dropout_rate", "drop_path_rate")
+        check_classes(self.num_classes)
+
+    @property
+    def class_tokens(self) -> int:
+        """T: the class token, and the distillation token of a distilled model."""
+        return 2 if self.distilled else 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PiTConfig(_TransformerConfig):
     """One PiT architecture. Sequences have an entry per stage; one stage is a plain transformer.
 
     The defaults that matter come from the paper's Table 1 rows in `zoo.py`; here only what all rows
@@ -24,19 +53,10 @@ class PiTConfig:
         rate outside [0, 1).
     """
 
-    patch_size: int
     stride: int
     widths: tuple[int, ...]
     depths: tuple[int, ...]
     heads: tuple[int, ...]
-    image_size: tuple[int, int] = (224, 224)  # height, width
-    mlp_ratio: float = 4.0
-    distilled: bool = False
-    num_classes: int = 1000  # 0: no head, pooled features
-    in_channels: int = 3
-    dropout_rate: float = 0.0
-    attention_dropout_rate: float = 0.0
-    drop_path_rate: float = 0.0
 
     def __post_init__(self) -> None:
         if not len(self.widths) == len(self.depths) == len(self.heads) >= 1:
@@ -44,7 +64,8 @@ class PiTConfig:
                 "widths, depths and heads need one entry per stage, found "
                 f"{len(self.widths)}, {len(self.depths)} and {len(self.heads)} entries"
             )
-        check_positive(self, "patch_size", "stride", "in_channels")
+        super().__post_init__()
+        check_positive(self, "stride")
         for width, heads in zip(self.widths, self.heads, strict=True):
             check_heads(width, heads)
         for narrow, wide in zip(self.widths, self.widths[1:], strict=False):
@@ -52,14 +73,6 @@ class PiTConfig:
                 raise ValueError(
                     f"pooling needs widths that are multiples of the last: {narrow}, then {wide}"
                 )
-        _check_patches(self.image_size, self.patch_size)
-        check_rates(self, "dropout_rate", "attention_dropout_rate", "drop_path_rate")
-        check_classes(self.num_classes)
-
-    @property
-    def class_tokens(self) -> int:
-        """T: the class token, and the distillation token of a distilled model."""
-        return 2 if self.distilled else 1
 
     @property
     def grids(self) -> tuple[tuple[int, int], ...]:
@@ -88,7 +101,7 @@ class PiTConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ViTConfig:
+class ViTConfig(_TransformerConfig):
     """One plain vision transformer (Dosovitskiy et al. 2021), or DeiT (Touvron et al. 2021), which
     is the same network; `distilled` adds DeiT's distillation token and its head.
 
@@ -101,26 +114,11 @@ class ViTConfig:
     heads: int
     depth: int = 12
     patch_size: int = 16
-    image_size: tuple[int, int] = (224, 224)  # height, width
-    mlp_ratio: float = 4.0
-    distilled: bool = False
-    num_classes: int = 1000  # 0: no head, pooled features
-    in_channels: int = 3
-    dropout_rate: float = 0.0
-    attention_dropout_rate: float = 0.0
-    drop_path_rate: float = 0.0
 
     def __post_init__(self) -> None:
-        check_positive(self, "depth", "patch_size", "in_channels")
+        super().__post_init__()
+        check_positive(self, "depth")
         check_heads(self.width, self.heads)
-        _check_patches(self.image_size, self.patch_size)
-        check_rates(self, "dropout_rate", "attention_dropout_rate", "drop_path_rate")
-        check_classes(self.num_classes)
-
-    @property
-    def class_tokens(self) -> int:
-        """T: the class token, and the distillation token of a distilled model."""
-        return 2 if self.distilled else 1
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -162,11 +160,6 @@ def check_heads(width: int, heads: int) -> None:
     """Refuses a width that its heads do not divide."""
     if heads < 1 or width % heads:
         raise ValueError(f"a width of {width} does not divide into {heads} heads")
-
-
-def _check_patches(image_size: tuple[int, int], smallest: int) -> None:
-    if min(image_size) < smallest:
-        raise ValueError(f"image_size {image_size} is smaller than patch_size {smallest}")
 
 
 def check_rates(config: object, *names: str) -> None:

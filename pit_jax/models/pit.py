@@ -5,29 +5,16 @@ Letters: B batch, H W map height and width, N = T + H*W tokens, T class-type tok
 distilled), C channels, K classes.
 """
 
-import functools
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
 from pit_jax.models import pooling
+from pit_jax.models.classifier import TokenClassifier, block_rates
 from pit_jax.models.config import PiTConfig
 from pit_jax.models.initializers import normal, torch_default_init
-from pit_jax.models.layers import (
-    Block,
-    DropRates,
-    FeatureInfo,
-    Logits,
-    Recorder,
-    check_images,
-    dropout,
-    layer_norm,
-    linear,
-    split_key,
-)
+from pit_jax.models.layers import Block, DropRates, Recorder, dropout, linear
 
 # What `capture=` can ask for, and the names under which it comes back.
 CAPTURES = ("embedding", "blocks", "attention", "stages", "pre_logits")
@@ -132,7 +119,7 @@ class Stage(nnx.Module):
         return tokens_btc, flat.reshape(batch, height, width, channels)
 
 
-class PiT(nnx.Module):
+class PiT(TokenClassifier):
     """Pooling-based vision transformer.
 
     Args:
@@ -142,6 +129,9 @@ class PiT(nnx.Module):
       rngs: source of the initial parameters.
     """
 
+    captures = CAPTURES
+    config: PiTConfig
+
     def __init__(self, config: PiTConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.config = config
         self.dtype = dtype
@@ -149,12 +139,7 @@ class PiT(nnx.Module):
         self.class_token = nnx.Param(
             token_init(rngs.params(), (1, config.class_tokens, config.widths[0]))
         )
-        drops = [
-            DropRates(
-                features=config.dropout_rate, attention=config.attention_dropout_rate, path=path
-            )
-            for path in config.drop_path_rates
-        ]
+        drops = block_rates(config)
         for index, (width, depth, heads) in enumerate(
             zip(config.widths, config.depths, config.heads, strict=True)
         ):
@@ -164,50 +149,7 @@ class PiT(nnx.Module):
             stage = Stage(width, heads, config.mlp_ratio, drops[:depth], dtype=dtype, rngs=rngs)
             setattr(self, f"stage{index}", stage)
             drops = drops[depth:]
-        self.norm = layer_norm(config.widths[-1], dtype=dtype, rngs=rngs)
-        if config.num_classes:
-            head = functools.partial(linear, init=torch_default_init, dtype=dtype, rngs=rngs)
-            self.head = head(config.widths[-1], config.num_classes)
-            if config.distilled:
-                self.head_distillation = head(config.widths[-1], config.num_classes)
-
-    def __call__(
-        self,
-        images: jax.Array,
-        *,
-        train: bool = False,
-        key: jax.Array | None = None,
-        capture: tuple[str, ...] = (),
-    ) -> Any:
-        """Classifies a batch of normalised images.
-
-        Args:
-          images: (B, H, W, 3), floating, normalised with the ImageNet mean and standard deviation.
-          train: turns dropout and stochastic depth on; distilled models then return both heads'
-            logits.
-          key: a JAX random key, needed when `train` and any rate is above zero.
-          capture: intermediates to return as well, of `CAPTURES`: "embedding" (B, H, W, C);
-            "blocks", every block's tokens (B, N, C); "attention", every block's post-softmax map
-            (B, heads, N, N) in float32, before dropout; "stages", every stage's class tokens (B, T,
-            C) and map (B, H, W, C), not normalised; "pre_logits", the normalised class tokens (B,
-            T, C).
-
-        Returns:
-          Logits (B, K) in float32; distilled models give the mean of their two heads' logits, and
-          in training the pair (class logits, distillation logits). With `num_classes=0` the class
-          token's features (B, C) take the place of logits. With `capture`, (logits, dict of named
-          intermediates), e.g. "stage1/block3/attention".
-
-        Raises:
-          ValueError: images of another rank, size, channel count or an integer dtype; an unknown
-            intermediate; no key where one is needed.
-        """
-        record = Recorder(capture, CAPTURES)
-        tokens_btc, _ = self._encode(images, train, key, record)
-        tokens_btc = self.norm(tokens_btc)
-        record.save("pre_logits", "pre_logits", tokens_btc)
-        logits = self._classify(tokens_btc, train)
-        return (logits, record.values) if record.requested else logits
+        self._add_heads(init=torch_default_init, rngs=rngs)
 
     def features(
         self, images: jax.Array, *, train: bool = False, key: jax.Array | None = None
@@ -216,29 +158,17 @@ class PiT(nnx.Module):
         _, maps = self._encode(images, train, key, Recorder((), CAPTURES))
         return dict(zip(self.config.strides, maps, strict=True))
 
-    @property
-    def feature_info(self) -> tuple[FeatureInfo, ...]:
-        """Stride, channels and grid of every map of `features`, finest first."""
-        config = self.config
-        return tuple(
-            FeatureInfo(stride, channels, grid)
-            for stride, channels, grid in zip(
-                config.strides, config.widths, config.grids, strict=True
-            )
-        )
+    def _class_tokens(
+        self, images: jax.Array, train: bool, key: jax.Array | None, record: Recorder
+    ) -> jax.Array:
+        return self._encode(images, train, key, record)[0]
 
     def _encode(
         self, images: jax.Array, train: bool, key: jax.Array | None, record: Recorder
     ) -> tuple[jax.Array, list[jax.Array]]:
         """Class tokens (B, T, C) after the last stage, and every stage's map (B, H, W, C)."""
         config = self.config
-        check_images(images, (*config.image_size, config.in_channels))
-        rates = (config.dropout_rate, config.attention_dropout_rate, config.drop_path_rate)
-        embedding_key, *block_keys = split_key(
-            key if train else None, 1 + sum(config.depths), needed=train and any(rates)
-        )
-        maps_bhwc = self.embedding(images.astype(self.dtype))
-        record.save("embedding", "embedding", maps_bhwc)
+        maps_bhwc, (embedding_key, *block_keys) = self._prepare(images, train, key, record)
         maps_bhwc = dropout(maps_bhwc, config.dropout_rate, embedding_key)
         class_token = self.class_token[...].astype(self.dtype)
         tokens_btc = jnp.broadcast_to(class_token, (images.shape[0], *class_token.shape[1:]))
@@ -255,14 +185,3 @@ class PiT(nnx.Module):
             record.save("stages", f"stage{index}/map", maps_bhwc)
             maps.append(maps_bhwc)
         return tokens_btc, maps
-
-    def _classify(self, tokens_btc: jax.Array, train: bool) -> Logits:
-        config = self.config
-        outputs = [tokens_btc[:, index] for index in range(config.class_tokens)]
-        if config.num_classes:
-            heads = [self.head, self.head_distillation] if config.distilled else [self.head]
-            outputs = [head(token) for head, token in zip(heads, outputs, strict=True)]
-        outputs = [output.astype(jnp.float32) for output in outputs]
-        if not config.distilled:
-            return outputs[0]
-        return (outputs[0], outputs[1]) if train else (outputs[0] + outputs[1]) / 2

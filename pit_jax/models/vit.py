@@ -4,28 +4,15 @@ Letters: B batch, H W patches down and across, N = T + H*W tokens, T class-type 
 distilled), C channels, K classes.
 """
 
-import functools
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from pit_jax.models.classifier import TokenClassifier, block_rates
 from pit_jax.models.config import ViTConfig
 from pit_jax.models.initializers import deit_init, normal, torch_default_init
-from pit_jax.models.layers import (
-    Block,
-    DropRates,
-    FeatureInfo,
-    Logits,
-    Recorder,
-    check_images,
-    dropout,
-    layer_norm,
-    linear,
-    split_key,
-)
+from pit_jax.models.layers import Block, Recorder, dropout
 
 # What `capture=` can ask for, and the names under which it comes back.
 CAPTURES = ("embedding", "blocks", "attention", "pre_logits")
@@ -59,7 +46,7 @@ class PatchEmbedding(nnx.Module):
         return self.conv(images)  # (B, H, W, C)
 
 
-class ViT(nnx.Module):
+class ViT(TokenClassifier):
     """Vision transformer with a class token, and DeiT's distillation token when distilled.
 
     Unlike in PiT, positions are a sequence with entries for the class tokens too, and the
@@ -72,6 +59,9 @@ class ViT(nnx.Module):
       rngs: source of the initial parameters.
     """
 
+    captures = CAPTURES
+    config: ViTConfig
+
     def __init__(self, config: ViTConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.config = config
         self.dtype = dtype
@@ -82,10 +72,7 @@ class ViT(nnx.Module):
         height, width = config.grids[0]
         tokens = config.class_tokens + height * width
         self.position = nnx.Param(token_init(rngs.params(), (1, tokens, config.width)))
-        for index, path in enumerate(config.drop_path_rates):
-            drop = DropRates(
-                features=config.dropout_rate, attention=config.attention_dropout_rate, path=path
-            )
+        for index, drop in enumerate(block_rates(config)):
             block = Block(
                 config.width,
                 config.heads,
@@ -96,50 +83,7 @@ class ViT(nnx.Module):
                 rngs=rngs,
             )
             setattr(self, f"block{index}", block)
-        self.norm = layer_norm(config.width, dtype=dtype, rngs=rngs)
-        if config.num_classes:
-            head = functools.partial(linear, init=deit_init, dtype=dtype, rngs=rngs)
-            self.head = head(config.width, config.num_classes)
-            if config.distilled:
-                self.head_distillation = head(config.width, config.num_classes)
-
-    def __call__(
-        self,
-        images: jax.Array,
-        *,
-        train: bool = False,
-        key: jax.Array | None = None,
-        capture: tuple[str, ...] = (),
-    ) -> Any:
-        """Classifies a batch of normalised images.
-
-        Args:
-          images: (B, H, W, 3), floating, normalised with the ImageNet mean and standard deviation.
-          train: turns dropout and stochastic depth on; distilled models then return both heads'
-            logits.
-          key: a JAX random key, needed when `train` and any rate is above zero.
-          capture: intermediates to return as well, of `CAPTURES`: "embedding" (B, H, W, C);
-            "blocks", every block's tokens (B, N, C); "attention", every block's post-softmax map
-            (B, heads, N, N) in float32, before dropout; "pre_logits", the normalised class tokens
-            (B, T, C).
-
-        Returns:
-          Logits (B, K) in float32; distilled models give the mean of their two heads' logits, and
-          in training the pair (class logits, distillation logits). With `num_classes=0` the class
-          token's features (B, C) take the place of logits. With `capture`, (logits, dict of named
-          intermediates), e.g. "block3/attention".
-
-        Raises:
-          ValueError: images of another rank, size, channel count or an integer dtype; an unknown
-            intermediate; no key where one is needed.
-        """
-        record = Recorder(capture, CAPTURES)
-        x_bnc = self._encode(images, train, key, record)
-        # Only the class tokens are read, so only they are normalised.
-        tokens_btc = self.norm(x_bnc[:, : self.config.class_tokens])
-        record.save("pre_logits", "pre_logits", tokens_btc)
-        logits = self._classify(tokens_btc, train)
-        return (logits, record.values) if record.requested else logits
+        self._add_heads(init=deit_init, rngs=rngs)
 
     def features(
         self, images: jax.Array, *, train: bool = False, key: jax.Array | None = None
@@ -151,24 +95,17 @@ class ViT(nnx.Module):
         shape = (images.shape[0], *config.grids[0], config.width)
         return {config.patch_size: patches.reshape(shape)}
 
-    @property
-    def feature_info(self) -> tuple[FeatureInfo, ...]:
-        """Stride, channels and grid of the map of `features`."""
-        config = self.config
-        return (FeatureInfo(config.patch_size, config.width, config.grids[0]),)
+    def _class_tokens(
+        self, images: jax.Array, train: bool, key: jax.Array | None, record: Recorder
+    ) -> jax.Array:
+        return self._encode(images, train, key, record)[:, : self.config.class_tokens]
 
     def _encode(
         self, images: jax.Array, train: bool, key: jax.Array | None, record: Recorder
     ) -> jax.Array:
         """Tokens (B, N, C) after the last block: class, distillation, patches row by row."""
         config = self.config
-        check_images(images, (*config.image_size, config.in_channels))
-        rates = (config.dropout_rate, config.attention_dropout_rate, config.drop_path_rate)
-        embedding_key, *block_keys = split_key(
-            key if train else None, 1 + config.depth, needed=train and any(rates)
-        )
-        maps_bhwc = self.embedding(images.astype(self.dtype))
-        record.save("embedding", "embedding", maps_bhwc)
+        maps_bhwc, (embedding_key, *block_keys) = self._prepare(images, train, key, record)
         batch, height, width, channels = maps_bhwc.shape
         tokens = [self.class_token]
         if config.distilled:
@@ -188,14 +125,3 @@ class ViT(nnx.Module):
         for index, block_key in enumerate(block_keys):
             x_bnc = getattr(self, f"block{index}")(x_bnc, block_key, record, f"block{index}")
         return x_bnc
-
-    def _classify(self, tokens_btc: jax.Array, train: bool) -> Logits:
-        config = self.config
-        outputs = [tokens_btc[:, index] for index in range(config.class_tokens)]
-        if config.num_classes:
-            heads = [self.head, self.head_distillation] if config.distilled else [self.head]
-            outputs = [head(token) for head, token in zip(heads, outputs, strict=True)]
-        outputs = [output.astype(jnp.float32) for output in outputs]
-        if not config.distilled:
-            return outputs[0]
-        return (outputs[0], outputs[1]) if train else (outputs[0] + outputs[1]) / 2

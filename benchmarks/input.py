@@ -87,14 +87,15 @@ def photographs() -> Source:
     from sklearn.datasets import load_sample_images
 
     rng = np.random.default_rng(0)
+    wholes = [Image.fromarray(pixels) for pixels in load_sample_images().images]
     pictures = []
     for index in range(FILES):
-        whole = Image.fromarray(load_sample_images().images[index % 2])
+        whole = wholes[index % 2]
         left, top = rng.uniform(0, 60), rng.uniform(0, 30)
         box = (left, top, left + 560, top + 390)
         picture = whole.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC, box=box)
         pictures.append(picture if rng.random() < 0.5 else picture.transpose(FLIP))
-    quality = min(range(75, 100), key=lambda q: abs(_mean_bytes(pictures[:8], q) - MEAN_BYTES))
+    quality = min(range(88, 100), key=lambda q: abs(_mean_bytes(pictures[:8], q) - MEAN_BYTES))
     return Source("photographs", Files([_file(picture, quality) for picture in pictures]), 1000)
 
 

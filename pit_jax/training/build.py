@@ -161,7 +161,8 @@ class TrainBatches:
     """This process's rows of the training batches, from batch `first_batch` on, without end.
 
     Attributes:
-      bad_images: indices of the examples skipped so far, in this process and since its start.
+      bad_images: indices of the examples skipped so far, since the start: in this process, and as
+        of the last `count_bad_images` in all others.
 
     Iterating raises TrainingError for an image that does not decode, or one too many.
     """
@@ -207,13 +208,36 @@ class TrainBatches:
                 else f"{error}; it is one of more than {self._options.max_bad_images} in a row"
             ) from error
         replaced = batch.pop("replaced")
-        self._count({int(index) for index in replaced[replaced >= 0]})
+        self._skip({int(index) for index in replaced[replaced >= 0]})
         return batch
 
-    def _count(self, replaced: set[int]) -> None:
+    def count_bad_images(self) -> int:
+        """Different examples that the whole job has skipped since its start. All processes have to
+        call this at the same steps.
+
+        Raises:
+          TrainingError: they are more than `config.data.max_bad_images`; on all processes.
+        """
+        if self._options.bad_images == "skip" and jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            enough = self._options.max_bad_images + 1
+            mine = np.full(enough, -1, np.int32)
+            known = sorted(self.bad_images)[:enough]
+            mine[: len(known)] = known
+            everybodys = multihost_utils.process_allgather(mine)
+            self.bad_images |= {int(index) for index in everybodys[everybodys >= 0]}
+        self._check_limit()
+        return len(self.bad_images)
+
+    def _skip(self, replaced: set[int]) -> None:
         for index in sorted(replaced - self.bad_images):
             logger.warning("%s, example %d does not decode: skipped", self._source.name, index)
         self.bad_images |= replaced
+        if jax.process_count() == 1:  # one of several would leave the others waiting for it
+            self._check_limit()
+
+    def _check_limit(self) -> None:
         limit = self._options.max_bad_images
         if len(self.bad_images) > limit:
             raise TrainingError(

@@ -142,7 +142,7 @@ class _Run:
                 last = step == steps.total
                 if step % steps.log == 0 or last:
                     self.window.settle()
-                    bad = {"bad_images": len(batches.bad_images)}
+                    bad = {"bad_images": batches.count_bad_images()}
                     reporter.training(step, self.window.means() | bad)
                 if step % steps.evaluate == 0 or last:
                     self._evaluate(step, reporter)

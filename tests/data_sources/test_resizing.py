@@ -1,6 +1,7 @@
 """Crops resized by the device instead of the host, through the pipeline and the training step."""
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -181,4 +182,7 @@ def test_a_run_resizes_on_the_device(config: ConfigDict, tmp_path: Path):
         result = loop.train(config, tmp_path / place)
         assert result.step == 3
         losses[place] = result.metrics["test_loss"]
+        lines = (tmp_path / place / "metrics.jsonl").read_text().splitlines()
+        waits = [json.loads(line).get("train/data_wait_fraction", -1) for line in lines]
+        assert len([wait for wait in waits if 0 <= wait <= 1]) == 3
     assert losses["device"] == pytest.approx(losses["host"], rel=1e-3)

@@ -193,7 +193,11 @@ class _Call:
 def _dot(left: jax.Array, right: jax.Array, axes: tuple[int, int]) -> jax.Array:
     """Matrix product accumulated in float32, contracting one axis of each."""
     dimensions = (((axes[0],), (axes[1],)), ((), ()))
-    return jax.lax.dot_general(left, right, dimensions, preferred_element_type=jnp.float32)
+    # Products of bfloat16 are exact in float32, and Mosaic refuses to be asked for more.
+    precision = jax.lax.Precision.DEFAULT if left.dtype == jnp.bfloat16 else None
+    return jax.lax.dot_general(
+        left, right, dimensions, precision=precision, preferred_element_type=jnp.float32
+    )
 
 
 def _in_groups(

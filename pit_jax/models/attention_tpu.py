@@ -23,11 +23,11 @@ from jax.experimental.pallas import tpu as pltpu
 from pit_jax.models.sharded_kernel import per_batch_shard
 
 MAX_TOKENS = 4096
-# Maps larger than this are computed in blocks of queries; 16 MiB of VMEM hold the rest.
-_WHOLE_MAP_TOKENS = 1024
-_QUERY_BLOCK = 256
-# Registers (8 x 128 values) of maps in one program, which bounds the time it takes to compile, and
-# in one group of heads, whose phases are interleaved to hide latencies.
+# All in registers of 8 x 128 values. Larger maps are computed in blocks of queries: the backward
+# pass has five at a time, in the 16 MiB of VMEM that every TPU has.
+_MAP_REGISTERS = 600
+# The maps of one program, which bounds the time it takes to compile, and of one group of heads,
+# whose phases are interleaved to hide latencies.
 _PROGRAM_REGISTERS = 2048
 _GROUP_REGISTERS = 320
 _LOG2_E = math.log2(math.e)
@@ -54,8 +54,12 @@ class Plan(NamedTuple):
 
 def plan(tokens: int, heads: int) -> Plan:
     """The cut for a sequence length: short sequences need many heads at once to fill the units."""
-    queries = tokens if tokens <= _WHOLE_MAP_TOKENS else _QUERY_BLOCK
-    registers = -(-tokens // 8) * -(-queries // 128)
+    rows, columns = pl.cdiv(tokens, 8), pl.cdiv(tokens, 128)
+    queries = tokens
+    if rows * columns > _MAP_REGISTERS:
+        columns = max(_MAP_REGISTERS // rows, 1)
+        queries = columns * 128
+    registers = rows * columns
     divisors = [n for n in range(1, heads + 1) if heads % n == 0]
     in_program = max(n for n in divisors if n == 1 or n * registers <= _PROGRAM_REGISTERS)
     in_group = max(
@@ -132,10 +136,8 @@ def _backward(interpret: bool, *operands: jax.Array) -> Sequence[jax.Array]:
     """
     dtype = operands[0].dtype
     call = _Call(operands[0], "backward", interpret)
-    # Blocks of queries add up the gradients of keys and values, which stay in float32 until then.
-    summed = dtype if call.plan.queries == operands[0].shape[3] else jnp.float32
-    kernel = call(_backward_kernel, "qkkqlq", [("q", dtype), ("k", summed), ("k", summed)])
-    return [gradient.astype(dtype) for gradient in per_batch_shard(kernel, *operands)]
+    kernel = call(_backward_kernel, "qkkqlq", [("q", dtype), ("k", dtype), ("k", dtype)], sums=2)
+    return per_batch_shard(kernel, *operands)
 
 
 class _Call:
@@ -157,9 +159,22 @@ class _Call:
         return pl.BlockSpec(shape, lambda image, heads, block: (image, heads, 0, block))
 
     def __call__(
-        self, kernel: Callable[..., None], inputs: str, outputs: list[tuple[str, jnp.dtype]]
+        self,
+        kernel: Callable[..., None],
+        inputs: str,
+        outputs: list[tuple[str, jnp.dtype]],
+        sums: int = 0,
     ) -> Callable[..., Sequence[jax.Array]]:
-        """A function of arrays of the kinds `inputs`, for any batch size."""
+        """A function of arrays of the kinds `inputs`, for any batch size.
+
+        Args:
+          kernel: of a plan, the number of tokens and references.
+          inputs: kinds of the operands.
+          outputs: kinds and dtypes of the results.
+          sums: how many sums over blocks of queries it keeps, where there are several.
+        """
+        blocks = pl.cdiv(self.tokens, self.plan.queries)
+        summed = pltpu.VMEM((self.plan.heads, self.width, self.tokens), jnp.float32)
 
         def call(*operands: jax.Array) -> Sequence[jax.Array]:
             batch = operands[0].shape[0]
@@ -169,17 +184,14 @@ class _Call:
             ]
             return pl.pallas_call(
                 functools.partial(kernel, self.plan, self.tokens),
-                grid=(
-                    batch,
-                    self.heads // self.plan.heads,
-                    pl.cdiv(self.tokens, self.plan.queries),
-                ),
+                grid=(batch, self.heads // self.plan.heads, blocks),
                 in_specs=[self.spec(kind) for kind in inputs],
                 out_specs=[self.spec(kind) for kind, _ in outputs],
                 out_shape=[
                     jax.ShapeDtypeStruct(shape, dtype)
                     for shape, (_, dtype) in zip(shapes, outputs, strict=True)
                 ],
+                scratch_shapes=[summed] * (sums if blocks > 1 else 0),
                 compiler_params=pltpu.CompilerParams(
                     dimension_semantics=("parallel", "parallel", "arbitrary")
                 ),
@@ -243,7 +255,7 @@ def _forward_kernel(plan: Plan, tokens: int, *refs: Ref) -> None:
 
 def _backward_kernel(plan: Plan, tokens: int, *refs: Ref) -> None:
     """Blocks as in the forward kernel; the results are gradients of queries, keys and values."""
-    query, key, value, out, log_sum, gradient, to_query, to_key, to_value = refs
+    query, key, value, out, log_sum, gradient, to_query, to_key, to_value, *sums = refs
     scale = query.shape[2] ** -0.5
     in_blocks = plan.queries < tokens
     block = pl.program_id(2)
@@ -257,7 +269,9 @@ def _backward_kernel(plan: Plan, tokens: int, *refs: Ref) -> None:
 
     def add(ref: Ref, h: int, part: jax.Array) -> None:
         if in_blocks:
-            part = jnp.where(block == 0, part, ref[0, h] + part)
+            so_far = sums[ref is to_value]
+            part = jnp.where(block == 0, part, so_far[h] + part)
+            so_far[h] = part
         ref[0, h] = part.astype(ref.dtype)
 
     def start(h: int) -> Products:

@@ -11,6 +11,7 @@ WORKDIR/checkpoints/STEP/params         what the optimizer trains, and statistic
 WORKDIR/checkpoints/damaged-STEP        what could not be read
 """
 
+import copy
 import json
 import logging
 import os
@@ -123,6 +124,8 @@ class Checkpoints:
             return
         snapshot = self._snapshot or self.prepare(state)
         copied, finite = snapshot.result()(state)
+        # The caller's own go on changing while these are written.
+        progress, metrics = copy.deepcopy((progress, metrics))
         written = self._thread.submit(self._write, copied, finite, step, progress, metrics)
         self._writing = step, written
 

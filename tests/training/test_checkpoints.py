@@ -52,12 +52,14 @@ def test_what_is_saved_is_the_state_of_that_moment(tmp_path: Path):
     """The next training step overwrites the state while it is being written."""
     state = state_of(3.0, size=512)
     overwrite = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 0, tree), donate_argnums=0)
+    progress = {"next_batch": 7, "window": [{"loss": 1.0}]}
     with checkpoints(tmp_path) as saved:
-        saved.save(state, 7, {"next_batch": 7}, {})
+        saved.save(state, 7, progress, {})
         zeroed = overwrite(state)
+        progress["window"].append({"loss": 2.0})
         restored = saved.restore_newest(zeroed)
     assert restored is not None
-    assert restored[1] == {"next_batch": 7}
+    assert restored[1] == {"next_batch": 7, "window": [{"loss": 1.0}]}
     np.testing.assert_array_equal(restored[0].params["kernel"], 3.0)
     np.testing.assert_array_equal(restored[0].optimizer["momentum"], 6.0)
     assert int(restored[0].step) == 7

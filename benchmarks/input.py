@@ -11,7 +11,7 @@ The files are cut out of scikit-learn's photographs at ImageNet's mean size, 500
 110 KB, and lie in memory. Everything runs in one go, all variants in turn `repeats` times; figures
 are medians, those of "against" medians of the ratio to the baseline of the same turn, which a busy
 machine disturbs least. "per core" counts the seconds of all cores that the process used; "wall" is
-what comes out meanwhile. Needs timm (pip install pit-jax[test]) and no TensorFlow.
+what comes out meanwhile. Needs timm (pip install pit-jax[test]), neither TensorFlow nor TFDS.
 """
 
 import argparse
@@ -35,8 +35,8 @@ from PIL import Image
 
 from pit_jax.augment.policy import parse
 from pit_jax.data import batching, jpeg, pipeline
+from pit_jax.data.examples import Source
 from pit_jax.data.loading import Loader
-from pit_jax.data.sources import Source
 
 POLICY = "rand-m9-mstd0.5-inc1"
 SIZE = (224, 224)

@@ -6,12 +6,10 @@ encoded image and its label; decoding belongs to the pipeline's threads. Folders
 """
 
 import contextlib
-import dataclasses
 import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import filelock
 import numpy as np
@@ -20,45 +18,12 @@ from PIL import Image
 
 from pit_jax.data import folders
 from pit_jax.data.digits import Digits
+from pit_jax.data.examples import Example, Source
 from pit_jax.errors import suggestion
 
 RANDOM_ACCESS = tfds.core.FileFormat.ARRAY_RECORD
 # TFDS then hands out images as the bytes of their files.
 ENCODED = {"image": tfds.decode.SkipDecoding()}
-
-
-class Example(TypedDict):
-    """One stored image: the bytes of its file, and its class."""
-
-    image: bytes
-    label: int
-
-
-@runtime_checkable
-class RandomAccess(Protocol):
-    """Examples by index, from any thread, in a fixed order."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Any: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """One split of a data set.
-
-    Attributes:
-      name: what the configuration calls it, with its split, for messages.
-      examples: `Example`s by index.
-      num_classes: labels are 0 to num_classes - 1.
-    """
-
-    name: str
-    examples: RandomAccess
-    num_classes: int
-
-    def __len__(self) -> int:
-        return len(self.examples)
 
 
 def open_source(name: str, split: str, data_dir: str | None = None) -> Source:

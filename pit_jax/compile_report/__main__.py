@@ -37,6 +37,8 @@ def _main(arguments: Sequence[str]) -> None:
     console.set_up_logging()
     options = flags.FLAGS
     other = console.or_fail(_saved, options.compare) if options.compare else None
+    if options.output and not Path(options.output).absolute().parent.is_dir():
+        console.fail(f"--output={options.output}: no such folder to save in")
     report = console.or_fail(_report, options)
     from pit_jax.compile_report import text
 

@@ -85,7 +85,7 @@ def experiment_on(
         config,
         parallel.make_mesh(config.fsdp, devices),
         num_classes=config.model.num_classes or zoo.model_config(config.model.name).num_classes,
-        num_examples=NUM_EXAMPLES,
+        num_examples=max(NUM_EXAMPLES, config.batch_size),
     )
 
 

@@ -174,7 +174,7 @@ def _kernels(report: Mapping[str, Any]) -> list[str]:
 
 def _collectives(report: Mapping[str, Any]) -> list[str]:
     if not report["collectives"]:
-        return ["", "no exchanges between devices"]
+        return ["", "no exchanges between devices"] if report["fits"] else []
     step = (report["estimate"] or {}).get("step_seconds")
     rows = [["exchanges", "devices", "calls", "asynchronous", "MB", "estimated", "of the step"]]
     for one in report["collectives"]:

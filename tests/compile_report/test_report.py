@@ -108,7 +108,11 @@ def test_operations_are_summed_by_source(module: Module) -> None:
 @pytest.mark.parametrize(
     ("complaint", "gib"),
     [
-        ("RESOURCE_EXHAUSTED: the memory for HLO temporaries (20.5G) exceeds HBM (15.75G).", 20.5),
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+            "temporaries (20.50G) exceeds available HBM (15.75G).",
+            20.5,
+        ),
         ("RESOURCE_EXHAUSTED: Used 16.00G of 15.75G hbm. Exceeded hbm capacity by 256M", 16.0),
     ],
 )
@@ -122,7 +126,8 @@ def test_the_step_of_this_machine(local: tuple[str, dict[str, Any]]) -> None:
     assert (saved["program"], saved["topology"]) == ("train", "local")
     assert (saved["devices"], saved["batch_size"]) == (1, 48)
     assert saved["estimate"] is None
-    assert saved["flops"] > 48 * saved["model_flops"]
+    # XLA counts no products that it leaves to a library.
+    assert 0.1 < saved["flops"] / (48 * saved["model_flops"]) < 2
     memory = saved["memory"]
     assert memory["aliased"] > 0.9 * memory["outputs"]  # the state is donated
     assert memory["peak"] >= memory["temporaries"] > 0
@@ -165,6 +170,7 @@ def test_without_libtpu_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
         (("--topology=v5e:2x2",), "error: compiling for a TPU needs its compiler, libtpu"),
         (("--topology=v5:2x2",), "error: --topology=v5:2x2: no chip 'v5'; did you mean"),
         (("--compare=missing.json",), "error: cannot read --compare=missing.json"),
+        (("--output=missing/x.json",), "error: --output=missing/x.json: no such folder"),
     ],
 )
 def test_mistakes_end_in_one_line(arguments: tuple[str, ...], message: str) -> None:

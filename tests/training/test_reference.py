@@ -35,7 +35,7 @@ def paths(node: ConfigDict, prefix: str) -> list[str]:
     found = []
     for key in node:
         path = f"{prefix}.{key}"
-        inner = isinstance(node[key], ConfigDict) and not path.endswith("options")
+        inner = isinstance(node[key], ConfigDict) and not path.endswith(("options", "min_top1_at"))
         found += paths(node[key], path) if inner else [path]
     return found
 

@@ -23,6 +23,8 @@ _FREE = {
     "after-all", "bitcast", "constant", "get-tuple-element", "opt-barrier", "parameter",
     "partition-id", "replica-id", "tuple",
 }  # fmt: skip
+# Calls that name memory: slices fetched one by one are one array.
+_FREE_CALLS = ("AllocateBuffer", "ConcatBitcast")
 
 
 def read_program(compiled: Compiled) -> Module:
@@ -264,5 +266,7 @@ def _counts(instruction: Instruction) -> bool:
     if instruction.opcode in _FREE or instruction.is_wait:
         return False
     if instruction.is_kernel or instruction.opcode.startswith(("all-", "collective-", "reduce-sc")):
+        return False
+    if any(f'custom_call_target="{name}"' in instruction.attributes for name in _FREE_CALLS):
         return False
     return any(math.prod(array.shape) > 1024 for array in instruction.arrays)

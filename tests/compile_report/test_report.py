@@ -94,6 +94,24 @@ def test_a_kernel_without_a_schedule_is_told(module: Module) -> None:
     assert found.mfu is None
 
 
+def test_what_has_no_estimate_is_told_unless_it_only_names_memory() -> None:
+    text = """
+ENTRY %main (x: f32[64,64]) -> f32[64,64] {
+  %x = f32[64,64]{1,0} parameter(0)
+  %a = f32[64,64]{1,0} copy(%x), backend_config={"window_config":{"estimated_cycles":"100"}}
+  %b = f32[64,64]{1,0} custom-call(%a), custom_call_target="ConcatBitcast"
+  %c = f32[64,64]{1,0} bitcast(%b)
+  %d = f32[] add(%s, %s)
+  ROOT %e = f32[64,64]{1,0} sort(%c), dimensions={0}
+}
+"""
+    found = measure.estimate(
+        Module(text), [], [], chips.CHIPS["v5e"], images=1, model_flops=1, peak=None
+    )
+    assert found.xla_cycles == 100
+    assert found.unestimated == {"sort": 1}
+
+
 def test_operations_are_summed_by_source(module: Module) -> None:
     kernels = measure.read_kernels(
         module, {"pit_attention_forward_test.2": schedules.Schedule("a", 8, 421, 90_000, 0)}

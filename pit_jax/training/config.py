@@ -278,11 +278,11 @@ def _matches(value: Any, hint: Any) -> bool:
         return isinstance(value, dict) and all(
             _matches(key, members[0]) and _matches(item, members[1]) for key, item in value.items()
         )
-    if hint is Any:
-        return True
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
+    return hint is Any or (
+        isinstance(value, hint) and not (hint is int and isinstance(value, bool))
+    )
 
 
 # Options with a smallest value, and options with a list of values.

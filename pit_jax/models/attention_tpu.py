@@ -22,7 +22,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pit_jax.models.sharded_kernel import per_batch_shard
 
-MAX_TOKENS = 4096
+# Bytes of VMEM for the operands of one program: every TPU has 16 MiB, maps take the rest.
+MAX_OPERAND_BYTES = 7 * 2**20
 # All in registers of 8 x 128 values. Larger maps are computed in blocks of queries: the backward
 # pass has five at a time, in the 16 MiB of VMEM that every TPU has.
 _MAP_REGISTERS = 600
@@ -31,6 +32,7 @@ _MAP_REGISTERS = 600
 _PROGRAM_REGISTERS = 2048
 _GROUP_REGISTERS = 320
 _LOG2_E = math.log2(math.e)
+_GRID_ORDER = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary"))
 
 # A block of an operand or a result in VMEM.
 Ref = Any
@@ -52,7 +54,12 @@ class Plan(NamedTuple):
     queries: int
 
 
-def plan(tokens: int, heads: int) -> Plan:
+def operand_bytes(tokens: int, width: int, dtype: jnp.dtype) -> int:
+    """VMEM for one head: eight operands and results of the backward pass, each held twice."""
+    return 16 * width * pl.cdiv(tokens, 128) * 128 * jnp.dtype(dtype).itemsize
+
+
+def plan(tokens: int, heads: int, width: int, dtype: jnp.dtype) -> Plan:
     """The cut for a sequence length: short sequences need many heads at once to fill the units."""
     rows, columns = pl.cdiv(tokens, 8), pl.cdiv(tokens, 128)
     queries = tokens
@@ -61,7 +68,10 @@ def plan(tokens: int, heads: int) -> Plan:
         queries = columns * 128
     registers = rows * columns
     divisors = [n for n in range(1, heads + 1) if heads % n == 0]
-    in_program = max(n for n in divisors if n == 1 or n * registers <= _PROGRAM_REGISTERS)
+    most = min(
+        _PROGRAM_REGISTERS // registers, MAX_OPERAND_BYTES // operand_bytes(tokens, width, dtype)
+    )
+    in_program = max(n for n in divisors if n == 1 or n <= most)
     in_group = max(
         n for n in divisors if in_program % n == 0 and (n == 1 or n * registers <= _GROUP_REGISTERS)
     )
@@ -71,7 +81,9 @@ def plan(tokens: int, heads: int) -> Plan:
 def supports(query: jax.Array) -> bool:
     """Whether the kernel takes such queries (B, N, H, D), their keys and values alike."""
     tokens, width = query.shape[1], query.shape[3]
-    return query.dtype in (jnp.bfloat16, jnp.float32) and width % 16 == 0 and tokens <= MAX_TOKENS
+    if query.dtype not in (jnp.bfloat16, jnp.float32) or width % 16:
+        return False
+    return operand_bytes(tokens, width, query.dtype) <= MAX_OPERAND_BYTES
 
 
 def attention(
@@ -80,15 +92,14 @@ def attention(
     """Attention of (B, N, H, D), as `pit_jax.models.attention.attention`.
 
     Args:
-      query: (B, N, H, D), bfloat16 or float32; `supports` says whether its shape will do.
-      key: likewise, of the same shape.
-      value: likewise.
+      query: bfloat16 or float32; `supports` says whether its shape will do.
+      key, value: likewise, of the same shape.
       interpret: runs the kernel off TPUs, slowly, operation by operation.
     """
     if not query.shape == key.shape == value.shape or not supports(query):
         raise ValueError(
-            "the TPU kernel attends among up to 4096 tokens of one sequence, in bfloat16 or "
-            "float32, with a head width that 16 divides; found queries "
+            "the TPU kernel attends within one sequence that fits in VMEM, in bfloat16 or float32, "
+            "with a head width that 16 divides; found queries "
             f"{query.dtype}{list(query.shape)}, keys {list(key.shape)} and values "
             f'{list(value.shape)}: use lowering="plain"'
         )
@@ -145,7 +156,7 @@ class _Call:
 
     def __init__(self, query: jax.Array, direction: str, interpret: bool):
         _, self.heads, self.width, self.tokens = query.shape
-        self.plan = plan(self.tokens, self.heads)
+        self.plan = plan(self.tokens, self.heads, self.width, query.dtype)
         self.name = f"pit_attention_{direction}_{self.tokens}x{self.heads}x{self.width}"
         self.interpret = interpret
 
@@ -165,36 +176,25 @@ class _Call:
         outputs: list[tuple[str, jnp.dtype]],
         sums: int = 0,
     ) -> Callable[..., Sequence[jax.Array]]:
-        """A function of arrays of the kinds `inputs`, for any batch size.
-
-        Args:
-          kernel: of a plan, the number of tokens and references.
-          inputs: kinds of the operands.
-          outputs: kinds and dtypes of the results.
-          sums: how many sums over blocks of queries it keeps, where there are several.
+        """A function of arrays of the kinds `inputs`, for any batch size; its kernel keeps `sums`
+        sums over blocks of queries, where there are several.
         """
         blocks = pl.cdiv(self.tokens, self.plan.queries)
         summed = pltpu.VMEM((self.plan.heads, self.width, self.tokens), jnp.float32)
 
         def call(*operands: jax.Array) -> Sequence[jax.Array]:
-            batch = operands[0].shape[0]
-            shapes = [
-                (batch, self.heads, 1 if kind == "l" else self.width, self.tokens)
-                for kind, _ in outputs
-            ]
+            batch, rows = operands[0].shape[0], {"q": self.width, "k": self.width, "l": 1}
             return pl.pallas_call(
                 functools.partial(kernel, self.plan, self.tokens),
                 grid=(batch, self.heads // self.plan.heads, blocks),
                 in_specs=[self.spec(kind) for kind in inputs],
                 out_specs=[self.spec(kind) for kind, _ in outputs],
                 out_shape=[
-                    jax.ShapeDtypeStruct(shape, dtype)
-                    for shape, (_, dtype) in zip(shapes, outputs, strict=True)
+                    jax.ShapeDtypeStruct((batch, self.heads, rows[kind], self.tokens), dtype)
+                    for kind, dtype in outputs
                 ],
                 scratch_shapes=[summed] * (sums if blocks > 1 else 0),
-                compiler_params=pltpu.CompilerParams(
-                    dimension_semantics=("parallel", "parallel", "arbitrary")
-                ),
+                compiler_params=_GRID_ORDER,
                 name=self.name,
                 interpret=self.interpret,
             )(*operands)

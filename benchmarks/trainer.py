@@ -75,7 +75,7 @@ def overhead(repeats: int, scratch: Path) -> list[Figure]:
     windows = repeats + 1  # the first one starts the input pipeline
     setup = prepare(_tiny_experiment(windows * LOG_STEPS), scratch / "overhead")
     state = create_state(
-        build.initial_values(setup), setup.learner.optimizer, setup.mesh, ema=False
+        build.initial_values(setup), setup.learner.optimizer, setup.mesh, ema=False, seed=0
     )
     compiled = build.compile_step(setup, state, {})
     batch = parallel.to_global(setup.mesh, next(build.TrainBatches(setup, 0)))
@@ -144,7 +144,9 @@ def checkpoint(repeats: int, scratch: Path) -> list[Figure]:
     from pit_jax.training.state import create_state
 
     _, values = parameters.split(zoo.build(zoo.model_config("pit_s"), seed=0))
-    state = create_state(values, make_optimizer("adamw", 1e-3), parallel.make_mesh(), ema=True)
+    state = create_state(
+        values, make_optimizer("adamw", 1e-3), parallel.make_mesh(), ema=True, seed=0
+    )
     jax.block_until_ready(state)
     blocked, written = [], []
     with contextlib.closing(Checkpoints(scratch / "checkpoint", keep=1)) as saved:

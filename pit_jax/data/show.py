@@ -38,7 +38,7 @@ def show(config: Any, out: str | Path) -> None:
     with tempfile.TemporaryDirectory() as workdir:
         setup = prepare(config, workdir)
         batch = jax.tree.map(jnp.asarray, next(TrainBatches(setup, 0)))
-    key, _ = step_keys(setup.config, 0)
+    key, _ = step_keys(setup.config.seed, 0)
     unmixed = dataclasses.replace(
         setup.config, augment=dataclasses.replace(setup.config.augment, mix_probability=0.0)
     )

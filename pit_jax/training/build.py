@@ -56,12 +56,15 @@ def start_state(setup: Setup, saved: Checkpoints) -> tuple[TrainState, Progress]
     """
     ema = setup.config.ema_decay is not None
     abstract = abstract_state(setup.abstract, setup.learner.optimizer, setup.mesh, ema=ema)
-    restored = saved.restore_newest(abstract)
+    restored = saved.restore_newest(abstract, seed=setup.config.seed)
     if restored is not None:
         logger.info("resuming after step %d of %s", int(restored[0].step), setup.workdir)
         return restored
     values = initial_values(setup)
-    return create_state(values, setup.learner.optimizer, setup.mesh, ema=ema), {}
+    state = create_state(
+        values, setup.learner.optimizer, setup.mesh, ema=ema, seed=setup.config.seed
+    )
+    return state, {}
 
 
 def initial_values(setup: Setup) -> parameters.Params:

@@ -144,8 +144,12 @@ class Checkpoints:
         self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics or None)
         self._manager.wait_until_finished()
 
-    def restore_newest(self, abstract: TrainState) -> tuple[TrainState, Progress] | None:
+    def restore_newest(
+        self, abstract: TrainState, *, seed: int
+    ) -> tuple[TrainState, Progress] | None:
         """The newest state that can be read, on the devices and shardings of `abstract`.
+
+        The seed is the configuration's, and not stored.
 
         A checkpoint that cannot be read is renamed to damaged-STEP and the one before it taken;
         with none left there is None.
@@ -157,7 +161,7 @@ class Checkpoints:
             self._check_structure(step, abstract)
             failure: Exception | None = None
             try:
-                restored = self._restore(step, abstract)
+                restored = self._restore(step, abstract, seed)
             except Exception as error:  # damage shows in whatever way the reading library fails
                 failure = error
             if parallel.all_agree(failure is None):
@@ -165,12 +169,13 @@ class Checkpoints:
             self._set_aside(step, failure)
         return None
 
-    def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState, Progress]:
+    def _restore(self, step: int, abstract: TrainState, seed: int) -> tuple[TrainState, Progress]:
         items = {name: ocp.args.StandardRestore(tree) for name, tree in _items(abstract).items()}
         items["progress"] = ocp.args.JsonRestore()
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         state = TrainState(
             step=parallel.shard(np.int32(step), abstract.step.sharding),
+            seed=parallel.shard(np.int32(seed), abstract.seed.sharding),
             params=restored["params"],
             statistics=restored.get("statistics") or {},
             optimizer=restored["optimizer"]["state"],

@@ -334,14 +334,16 @@ def _out_of_range(config: TrainConfig) -> list[str]:
             "config.augment.label_smoothing must be in [0, 1), found "
             f"{config.augment.label_smoothing}"
         )
+    if not 0 <= config.seed < 2**31:
+        problems.append(f"config.seed must be in [0, 2**31), found {config.seed}")
     if config.ema_decay is not None and not 0.0 < config.ema_decay < 1.0:
         problems.append(f"config.ema_decay must be in (0, 1), found {config.ema_decay}")
-    for epoch, top1 in config.min_top1_at.items():
-        if epoch < 1 or not 0.0 <= top1 <= 1.0:
-            problems.append(
-                "config.min_top1_at must give fractions in [0, 1] for epochs from 1, found "
-                f"{{{epoch}: {top1}}}"
-            )
+    problems += [
+        "config.min_top1_at must give fractions in [0, 1] for epochs from 1, found "
+        f"{{{epoch}: {top1}}}"
+        for epoch, top1 in config.min_top1_at.items()
+        if epoch < 1 or not 0.0 <= top1 <= 1.0
+    ]
     if config.evaluate_ema and config.ema_decay is None:
         problems.append("config.evaluate_ema needs config.ema_decay")
     if config.data.randaugment:

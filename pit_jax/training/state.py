@@ -16,7 +16,7 @@ from pit_jax.models import params as parameters
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["step", "params", "statistics", "optimizer", "ema", "skipped"],
+    data_fields=["step", "seed", "params", "statistics", "optimizer", "ema", "skipped"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +25,8 @@ class TrainState:
 
     Attributes:
       step: steps done, int32 scalar.
+      seed: of all that is random in steps, int32 scalar; here, so that runs of all seeds share one
+        compiled program.
       params: what the optimizer trains, nested dict of float32 arrays.
       statistics: running statistics of batch normalisation; {} of a model without.
       optimizer: the optimizer's own state.
@@ -33,6 +35,7 @@ class TrainState:
     """
 
     step: jax.Array
+    seed: jax.Array
     params: parameters.Params
     statistics: parameters.Params
     optimizer: optax.OptState
@@ -41,12 +44,13 @@ class TrainState:
 
 
 def initial_state(
-    values: parameters.Params, optimizer: optax.GradientTransformation, *, ema: bool
+    values: parameters.Params, optimizer: optax.GradientTransformation, seed: Any, *, ema: bool
 ) -> TrainState:
     """The state before the first step, from a model's initial values; can be traced."""
     params, statistics = parameters.separate(values)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
+        seed=jnp.asarray(seed, jnp.int32),
         params=params,
         statistics=statistics,
         optimizer=optimizer.init(params),
@@ -56,14 +60,20 @@ def initial_state(
 
 
 def create_state(
-    values: parameters.Params, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool
+    values: parameters.Params,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    ema: bool,
+    seed: int,
 ) -> TrainState:
     """The state before the first step; each device is sent its shards of the host's values."""
     initialise = functools.partial(initial_state, optimizer=optimizer, ema=ema)
-    shardings = parallel.state_shardings(mesh, jax.eval_shape(initialise, values))
+    shardings = parallel.state_shardings(mesh, jax.eval_shape(initialise, values, seed=seed))
     values = jax.tree.map(np.asarray, values)
     placed = jax.tree.map(parallel.shard, values, parallel.state_shardings(mesh, values))
-    return jax.jit(initialise, out_shardings=shardings)(placed)
+    placed_seed = parallel.shard(np.int32(seed), parallel.replicated(mesh))
+    return jax.jit(initialise, out_shardings=shardings)(placed, seed=placed_seed)
 
 
 def abstract_state(
@@ -71,7 +81,7 @@ def abstract_state(
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state, nothing computed: what a restore needs."""
     initialise = functools.partial(initial_state, optimizer=optimizer, ema=ema)
-    abstract = jax.eval_shape(initialise, values)
+    abstract = jax.eval_shape(initialise, values, seed=0)
     return jax.tree.map(_place, abstract, parallel.state_shardings(mesh, abstract))
 
 

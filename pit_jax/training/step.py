@@ -60,7 +60,7 @@ def make_train_step(learner: Learner, config: TrainConfig) -> TrainStep:
     def train_step(
         state: TrainState, teacher: parameters.Params, batch: Batch
     ) -> tuple[TrainState, Metrics]:
-        augment_key, model_key = step_keys(config, state.step)
+        augment_key, model_key = step_keys(state.seed, state.step)
         images, targets = augment(config, augment_key, batch, learner.num_classes)
         (loss, (top1, statistics)), gradient = _gradient(
             learner, config, state, teacher, (images, targets, model_key)
@@ -81,9 +81,9 @@ def make_train_step(learner: Learner, config: TrainConfig) -> TrainStep:
     return train_step
 
 
-def step_keys(config: TrainConfig, step: int | jax.Array) -> tuple[jax.Array, jax.Array]:
+def step_keys(seed: int | jax.Array, step: int | jax.Array) -> tuple[jax.Array, jax.Array]:
     """Keys of a step's augmentation and of its model."""
-    augment_key, model_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step))
+    augment_key, model_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), step))
     return augment_key, model_key
 
 
@@ -113,14 +113,18 @@ def augment(
 
 
 def loss_function(
-    learner: Learner, config: TrainConfig, statistics: parameters.Params, teacher: parameters.Params
+    learner: Learner, config: TrainConfig, statistics: parameters.Params
 ) -> Callable[..., tuple[jax.Array, tuple[jax.Array, Any]]]:
-    """The function that is differentiated: (params, images, targets, key) to (loss, (top1, batch
-    statistics)), rematerialising as the configuration says.
+    """The function that is differentiated: (params, images, targets, key, the teacher's logits or
+    None) to (loss, (top1, batch statistics)), rematerialising as the configuration says.
     """
 
     def loss_of(
-        params: parameters.Params, images: jax.Array, targets: jax.Array, key: jax.Array
+        params: parameters.Params,
+        images: jax.Array,
+        targets: jax.Array,
+        key: jax.Array,
+        teacher_logits: jax.Array | None,
     ) -> tuple[jax.Array, tuple[jax.Array, Any]]:
         model = parameters.merge(learner.graphdef, parameters.join(params, statistics))
         capture = ("batch_statistics",) if statistics else ()
@@ -128,9 +132,6 @@ def loss_function(
         outputs, of_batch = outputs if capture else (outputs, {})
         logits = outputs[0] if isinstance(outputs, tuple) else outputs
         top1 = (logits.argmax(-1) == targets.argmax(-1)).mean()
-        teacher_logits = None
-        if learner.teacher is not None:
-            teacher_logits = parameters.merge(learner.teacher, teacher)(images)
         return _loss(config, outputs, targets, teacher_logits), (top1, of_batch)
 
     if config.remat == "none":
@@ -146,18 +147,26 @@ def _gradient(
     inputs: tuple[jax.Array, jax.Array, jax.Array],
 ) -> Any:
     """((loss, (top1, statistics)), gradient) for (images, targets, key), part by part."""
-    loss_of = loss_function(learner, config, state.statistics, teacher)
-    differentiate = jax.value_and_grad(loss_of, has_aux=True)
+    loss_of = loss_function(learner, config, state.statistics)
+
+    def differentiate(images: jax.Array, targets: jax.Array, key: jax.Array) -> Any:
+        # Outside of what is differentiated, or rematerialisation would keep or repeat it as well.
+        logits = None
+        if learner.teacher is not None:
+            logits = parameters.merge(learner.teacher, teacher)(images)
+        gradient_of = jax.value_and_grad(loss_of, has_aux=True)
+        return gradient_of(state.params, images, targets, key, logits)
+
     if config.accumulate == 1:
-        return differentiate(state.params, *inputs)
+        return differentiate(*inputs)
 
     def add(sums: Any, part: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, sums, differentiate(state.params, *part)), None
+        return jax.tree.map(jnp.add, sums, differentiate(*part)), None
 
     parts = config.accumulate
     images, targets, key = inputs
     rows = (_interleave(images, parts), _interleave(targets, parts), jax.random.split(key, parts))
-    shapes = jax.eval_shape(differentiate, state.params, *(row[0] for row in rows))
+    shapes = jax.eval_shape(differentiate, *(row[0] for row in rows))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     sums, _ = jax.lax.scan(add, zeros, rows)
     return jax.tree.map(lambda leaf: leaf / parts, sums)
@@ -178,7 +187,7 @@ def _loss(
     return distillation_loss(
         outputs,
         targets,
-        jax.lax.stop_gradient(teacher_logits),
+        teacher_logits,
         kind=options.kind,
         alpha=options.alpha,
         temperature=options.temperature,
@@ -199,6 +208,7 @@ def _update(
         ema = optax.incremental_update(params, ema, 1.0 - config.ema_decay)
     return TrainState(
         step=state.step + 1,
+        seed=state.seed,
         params=params,
         statistics=parameters.update_statistics(state.statistics, statistics),
         optimizer=optimizer,

@@ -208,6 +208,7 @@ def test_two_steps_of_every_smoke_variant(name: str, tmp_path: Path):
         setup.learner.optimizer,
         setup.mesh,
         ema=setup.config.ema_decay is not None,
+        seed=setup.config.seed,
     )
     before = jax.device_get(state.params)
     teacher = build.teacher_params(setup)

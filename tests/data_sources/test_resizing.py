@@ -89,7 +89,7 @@ def seen(config: ConfigDict, workdir: Path, batches: int = 6) -> tuple[np.ndarra
     rows = build.TrainBatches(setup, 0)
     for number in range(batches):
         batch = jax.tree.map(jnp.asarray, next(rows))
-        images, target = augment(step.step_keys(setup.config, number)[0], batch)
+        images, target = augment(step.step_keys(setup.config.seed, number)[0], batch)
         found.append(np.asarray(images) * (255 * np.array(IMAGENET_STD)))
         targets.append(target)
     return np.concatenate(found) + 255 * np.array(IMAGENET_MEAN), np.concatenate(targets)

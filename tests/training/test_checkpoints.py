@@ -20,6 +20,7 @@ def state_of(value: float, size: int = 8) -> TrainState:
     leaf = jax.device_put(jnp.full((size, size), value), place)
     return TrainState(
         step=jax.device_put(jnp.int32(0), place),
+        seed=jax.device_put(jnp.int32(0), place),
         params={"kernel": leaf},
         statistics={},
         optimizer={"momentum": leaf * 2},
@@ -57,12 +58,12 @@ def test_what_is_saved_is_the_state_of_that_moment(tmp_path: Path):
         saved.save(state, 7, progress, {})
         zeroed = overwrite(state)
         progress["window"].append({"loss": 2.0})
-        restored = saved.restore_newest(zeroed)
+        restored = saved.restore_newest(zeroed, seed=5)
     assert restored is not None
     assert restored[1] == {"next_batch": 7, "window": [{"loss": 1.0}]}
     np.testing.assert_array_equal(restored[0].params["kernel"], 3.0)
     np.testing.assert_array_equal(restored[0].optimizer["momentum"], 6.0)
-    assert int(restored[0].step) == 7
+    assert (int(restored[0].step), int(restored[0].seed)) == (7, 5)
 
 
 def test_the_caller_goes_on_while_it_is_written(tmp_path: Path):
@@ -98,7 +99,7 @@ def test_a_step_already_saved_is_left_alone(tmp_path: Path):
     with checkpoints(tmp_path) as saved:
         saved.save(state_of(1.0), 1, {"of": "the first"}, {})
         saved.save(state_of(2.0), 1, {"of": "the second"}, {})
-        restored = saved.restore_newest(state_of(0.0))
+        restored = saved.restore_newest(state_of(0.0), seed=5)
     assert restored is not None
     assert restored[1] == {"of": "the first"}
 

@@ -55,7 +55,13 @@ def distilling(tmp_path: Path, teacher_values: parameters.Params) -> ConfigDict:
 
 def start(setup: Setup) -> tuple[Any, Any, Any, Any]:
     """State, teacher, compiled step and first batch of an experiment."""
-    state = create_state(build.initial_values(setup), setup.learner.optimizer, setup.mesh, ema=True)
+    state = create_state(
+        build.initial_values(setup),
+        setup.learner.optimizer,
+        setup.mesh,
+        ema=True,
+        seed=setup.config.seed,
+    )
     teacher = build.teacher_params(setup)
     compiled = build.compile_step(setup, state, teacher)
     batch = parallel.to_global(setup.mesh, next(build.TrainBatches(setup, 0)))
@@ -90,7 +96,7 @@ def test_the_teacher_is_in_evaluation_mode_in_bfloat16_on_the_batch_of_the_stude
     distilling.augment.mix_group = 4
     setup = prepare(distilling, tmp_path / "run")
     state, teacher, compiled, batch = start(setup)
-    augment_key, _ = step.step_keys(setup.config, 0)
+    augment_key, _ = step.step_keys(setup.config.seed, 0)
     images, _ = jax.jit(lambda batch: step.augment(setup.config, augment_key, batch, 10))(batch)
     assert images.dtype == jnp.bfloat16
     compiled(state, teacher, batch)

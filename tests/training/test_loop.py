@@ -102,7 +102,7 @@ def test_the_state_is_sharded_where_it_is_large(config: ConfigDict, workdir: Pat
     config.fsdp = 4
     setup = prepare(config, workdir)
     values = initial_values(setup)
-    state = create_state(values, setup.learner.optimizer, setup.mesh, ema=False)
+    state = create_state(values, setup.learner.optimizer, setup.mesh, ema=False, seed=0)
     kernel = state.params["stage1"]["block0"]["mlp"]["fc1"]["kernel"]
     assert kernel.addressable_shards[0].data.size == kernel.size // 4
     moments = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.shape == kernel.shape]

@@ -75,7 +75,7 @@ def advance(
         teacher=teacher[0],
     )
     step = jax.jit(make_train_step(learner, config))
-    first = state = initial_state(values, OPTIMIZER, ema=config.ema_decay is not None)
+    first = state = initial_state(values, OPTIMIZER, config.seed, ema=config.ema_decay is not None)
     for _ in range(steps):
         state, metrics = step(state, teacher[1], data or batch(8))
     return first, state, metrics
@@ -126,10 +126,10 @@ def test_rematerialisation_saves_memory():
     learner = Learner(
         graphdef=graphdef, num_classes=7, optimizer=OPTIMIZER, schedule=lambda step: 0.1
     )
-    inputs = (jnp.zeros((4, 8, 8, 3)), jnp.zeros((4, 7)), jax.random.key(0))
+    inputs = (jnp.zeros((4, 8, 8, 3)), jnp.zeros((4, 7)), jax.random.key(0), None)
     kept = {}
     for remat in ("none", "dots"):
-        loss = loss_function(learner, dataclasses.replace(SETTINGS, remat=remat), {}, {})
+        loss = loss_function(learner, dataclasses.replace(SETTINGS, remat=remat), {})
         residuals = jax.eval_shape(
             lambda values, loss=loss: jax.vjp(lambda p: loss(p, *inputs)[0], values)[1], values
         )
@@ -181,7 +181,7 @@ def test_batch_statistics_move_in_training():
     learner = Learner(
         graphdef=graphdef, num_classes=7, optimizer=OPTIMIZER, schedule=lambda step: 0.1
     )
-    state = initial_state(values, OPTIMIZER, ema=False)
+    state = initial_state(values, OPTIMIZER, 0, ema=False)
     rng = np.random.default_rng(0)
     data = {
         "image": rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8),

@@ -12,7 +12,7 @@ the hub. Positions for another image size are resized, and the log says so.
 
 MODEL,SIZE is what DeiT's script does for its 384 models on ImageNet: AdamW, 30 epochs of 512 images
 at 5e-6, which is also the minimum, so that after the warm-up the learning rate stays; next to no
-weight decay; no stochastic depth. RandAugment, which that script applies too, is left out.
+weight decay; no stochastic depth; augmentation as in training, RandAugment included.
 
 MODEL,SIZE,transfer is what DeiT's authors give for CIFAR-10 and Stanford Cars (their issue 45): SGD
 at 0.01, weight decay 1e-4, 1,000 epochs of 768 images, neither random erasing nor stochastic depth,
@@ -54,6 +54,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.image_size = (int(size), int(size))
     config.model.drop_path_rate = 0.0
     config.init_from = MISSING
+    config.data.randaugment = "rand-m9-mstd0.5-inc1"
     config.augment.mixup_alpha = 0.8
     config.augment.cutmix_alpha = 1.0
     config.augment.mix_group = 32  # DeiT's batch per GPU at 384

@@ -26,15 +26,13 @@ so:
 * AdamP with wd_ratio 0.01 and Nesterov momentum: what timm's optimizer factory sets, which DeiT's
   script calls. The authors' own package has 0.1 and none; delta is 0.1 in both.
 * Schedule "deit": the script's, once an epoch and an epoch late, so that the first two epochs
-hardly
-  learn. `--config.optimizer.schedule=smooth` is on time.
+  hardly learn. `--config.optimizer.schedule=smooth` is on time.
 * Weight decay for kernels, not for biases, norms, class tokens and positions: what timm 0.3.4 does.
 * Augmentation: random crops and mirroring alone; neither label smoothing nor stochastic depth nor
   dropout. The paper says "without complicated training techniques".
 * No gradient clipping, no repeated augmentation, also for pit_b, whose exception the paper makes
-for
-  the DeiT settings; there its author tells of 10 epochs of warm-up, too. No moving average, which
-  DeiT's script keeps but evaluates only beside the weights.
+  for the DeiT settings; there its author tells of 10 epochs of warm-up, too. No moving average,
+  which DeiT's script keeps but evaluates only beside the weights.
 * Evaluation as DeiT's: shorter side to 256 by bicubic interpolation, centre 224.
 
 `:MODEL,smoke` has all ingredients on networks of some thousand parameters, 30 steps on random

@@ -86,6 +86,7 @@ def test_finetuning_at_384_has_the_values_of_deit():
     assert config.optimizer.weight_decay == 1e-8
     assert config.model.drop_path_rate == 0.0
     assert config.augment.erasing_probability == 0.25
+    assert config.data.randaugment == "rand-m9-mstd0.5-inc1"
     assert config.init_head == "load"
 
 
@@ -97,6 +98,7 @@ def test_transfer_has_the_values_of_deit():
     assert peak == pytest.approx(0.01, rel=1e-12)
     assert config.optimizer.weight_decay == 1e-4
     assert config.augment.erasing_probability == config.model.drop_path_rate == 0.0
+    assert config.data.randaugment == "rand-m9-mstd0.5-inc1"
     assert config.init_head == "new"
 
 

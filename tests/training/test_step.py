@@ -143,6 +143,20 @@ def test_the_moving_average_follows_the_parameters():
     assert_close(after.ema, expected, rtol=1e-5)
 
 
+def test_runs_of_all_seeds_share_a_program():
+    """Whoever repeats a run with other seeds compiles once."""
+    graphdef, values = network()
+    learner = Learner(
+        graphdef=graphdef, num_classes=7, optimizer=OPTIMIZER, schedule=lambda step: 0.1
+    )
+    programs = set()
+    for seed in (1, 2):
+        step = jax.jit(make_train_step(learner, dataclasses.replace(SETTINGS, seed=seed)))
+        state = initial_state(values, OPTIMIZER, seed, ema=False)
+        programs.add(step.lower(state, {}, batch(8)).as_text())
+    assert len(programs) == 1
+
+
 def test_randomness_is_a_function_of_seed_and_step():
     options = {"drop_path_rate": 0.5}
     states = [

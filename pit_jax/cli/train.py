@@ -88,16 +88,16 @@ def _main(arguments: Sequence[str]) -> None:
         heartbeat_timeout=options.heartbeat,
     )
     console.quieten_all_but_the_first()
-    overrides = config_flags.get_override_values(options["config"])
-    if overrides:
-        changed = ", ".join(f"{key}={value!r}" for key, value in sorted(overrides.items()))
-        logger.info("changed on the command line: %s", changed)
     prepared = console.or_fail(
         setup.prepare,
         options.config,
         options.workdir,
         allow_config_changes=options.allow_config_changes,
     )
+    overrides = config_flags.get_override_values(options["config"])
+    if overrides:
+        changed = ", ".join(f"{key}={value!r}" for key, value in sorted(overrides.items()))
+        logger.info("changed on the command line: %s", changed)
     try:
         print(loop.run(prepared), flush=True)
     except (TrainingError, CheckpointError) as error:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 TINY_PIT = ("patch_size=8", "stride=8", "widths=(8,16)", "depths=(1,1)", "heads=(1,2)")
 TINY_VIT = ("patch_size=8", "width=8", "depth=1", "heads=2")

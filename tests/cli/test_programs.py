@@ -35,6 +35,7 @@ def test_train_again_and_evaluate(tmp_path: Path):
     done = first.stdout.strip().splitlines()[-1]
     assert re.fullmatch(r"done: step=4 test_top1=0\.\d{4} checkpoint=.*/checkpoints/4", done)
     for expected in (
+        "changed on the command line: ",
         "parameters of pit_ti",
         "stage0/block0/mlp/fc1/kernel",
         "ETA",

@@ -198,6 +198,7 @@ def smoke_experiments() -> dict[str, ConfigDict]:
     return dict(found.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name for name in smoke_experiments() if tuple(name.split(":")) not in RUNS.items()]
 )
@@ -234,6 +235,7 @@ class StopAt(logging.Handler):
             signal.raise_signal(signal.SIGTERM)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", COLUMNS)
 def test_a_smoke_run_is_interrupted_resumed_and_evaluated(file: str, tmp_path: Path):
     config = load(file, f"{RUNS[file]},smoke")

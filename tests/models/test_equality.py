@@ -8,6 +8,7 @@ downloaded file would.
 import functools
 import json
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,11 @@ def check_captures(captured: dict[str, jax.Array], oracle: dict[str, np.ndarray]
         assert_close(first_row, oracle[f"stage{stage}/map_row0"])
 
 
+def but_slow(names: Sequence[str], *quick: str) -> list[Any]:
+    """All of the names; those that are not quick are left to CI."""
+    return [pytest.param(name, marks=[] if name in quick else [pytest.mark.slow]) for name in names]
+
+
 @pytest.fixture(scope="module")
 def recorded(data_dir: Path) -> Any:
     return np.load(data_dir / "pit_official.npz")
@@ -98,7 +104,7 @@ def cross_entropy(logits: jax.Array) -> jax.Array:
     return -jax.nn.log_softmax(logits)[np.arange(2), LABELS].mean()
 
 
-@pytest.mark.parametrize("name", zoo.list_models("pit_*"))
+@pytest.mark.parametrize("name", but_slow(zoo.list_models("pit_*"), "pit_ti", "pit_s_distilled"))
 def test_forward_and_gradients_equal_the_official_code(
     name: str, recorded: Any, official_shapes: dict[str, dict[str, list[int]]]
 ) -> None:
@@ -133,7 +139,7 @@ def test_forward_and_gradients_equal_the_official_code(
     np.testing.assert_allclose(norms, oracle["grad_norms"], rtol=GRADIENT_TOLERANCE)
 
 
-@pytest.mark.parametrize("name", ["pit_ti", "pit_b"])
+@pytest.mark.parametrize("name", but_slow(["pit_ti", "pit_b"], "pit_ti"))
 def test_forward_equals_the_official_code_at_384(
     name: str, recorded: Any, official_shapes: dict[str, dict[str, list[int]]]
 ) -> None:

@@ -45,7 +45,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path):
     evaluated = {1: {}, 2: {"top1": 0.9}, 3: {}, 4: {"top1": 0.5}, 5: {}, 6: {}}
     with checkpoints(tmp_path) as saved:
         for step, metrics in evaluated.items():
-            saved.save(state_of(step), step, {"next_batch": step}, metrics)
+            saved.save(state_of(float(step)), step, {"next_batch": step}, metrics)
     assert steps(tmp_path) == [2, 5, 6]
 
 

@@ -134,7 +134,7 @@ def _our_training(setting: Setting) -> Program:
         model=ModelConfig(dtype=setting.dtype),
         augment=AugmentConfig(flip_probability=0.0, label_smoothing=LABEL_SMOOTHING),
     )
-    initialise = functools.partial(initial_state, optimizer=optimizer, ema=False)
+    initialise = functools.partial(initial_state, optimizer=optimizer, seed=0, ema=False)
     state = jax.jit(initialise)(values)
     pixels = np.random.default_rng(0).integers(0, 256, setting.images().shape, np.uint8)
     batch = {"image": jnp.asarray(pixels), "label": jnp.asarray(setting.labels(), jnp.int32)}

@@ -20,7 +20,6 @@ import dataclasses
 import importlib
 import json
 import os
-import platform
 import re
 import statistics
 import subprocess
@@ -32,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from measuring import machine
 
 ROOT = Path(__file__).resolve().parents[1]
 LOG_STEPS = 100  # the default of config.log_every
@@ -232,23 +232,6 @@ MEASUREMENTS: dict[str, Callable[[int, Path], list[Figure]]] = {
     "checkpoint": checkpoint,
     "start": start,
 }
-
-
-def machine() -> dict[str, Any]:
-    """What the figures are of: processor, devices, load, versions."""
-    from pit_jax.training.setup import versions
-
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.M) if info.exists() else None
-    return {
-        "cpu": found[1] if found else platform.processor(),
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 2),
-        "system": platform.platform(),
-        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "python": platform.python_version(),
-        "versions": versions(),
-    }
 
 
 def main() -> None:

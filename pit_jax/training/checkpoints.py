@@ -1,7 +1,7 @@
 """Checkpoints of a run: Orbax, asynchronous, atomic, the damaged ones set aside.
 
 Orbax's own asynchronous save blocks its caller for as long as it takes to plan the writing and to
-fetch every array, a second for a thousand of them. Here the loop waits for no more than the start
+fetch every array, 0.2 s for 150 small ones. Here the loop waits for no more than the start
 of a copy on the devices; all else happens in a thread.
 
 WORKDIR/config.json                     the experiment, the model it builds, versions

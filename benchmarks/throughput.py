@@ -152,9 +152,11 @@ def timm_program(setting: Setting, *, compiled: bool) -> Program:
     """timm's model of the same architecture, eager or under torch.compile."""
     import torch
 
+    from pit_jax.weights.verify import reference_model
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, setting.dtype)
-    model = timm_model(setting.config).to(device, memory_format=torch.channels_last)
+    model = reference_model(setting.config).to(device, memory_format=torch.channels_last)
     images = torch.from_numpy(setting.images().transpose(0, 3, 1, 2)).to(device)
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.from_numpy(setting.labels()).to(device)
@@ -188,27 +190,6 @@ def timm_program(setting: Setting, *, compiled: bool) -> Program:
         train if setting.mode == "training" else infer,
         torch.cuda.synchronize,
         torch.cuda.max_memory_allocated,
-    )
-
-
-def timm_model(config: PiTConfig | ViTConfig) -> Any:
-    """timm's module of a configuration, initialised by timm."""
-    from pit_jax.weights.verify import import_timm, reference_model
-
-    if isinstance(config, PiTConfig):
-        return reference_model(config)
-    import_timm()
-    from timm.models.vision_transformer import VisionTransformer
-
-    return VisionTransformer(
-        img_size=config.image_size,
-        patch_size=config.patch_size,
-        in_chans=config.in_channels,
-        num_classes=config.num_classes,
-        embed_dim=config.width,
-        depth=config.depth,
-        num_heads=config.heads,
-        mlp_ratio=config.mlp_ratio,
     )
 
 

@@ -31,7 +31,13 @@ from pit_jax.compile_report.text import table
 from pit_jax.models import lowerings, zoo
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "deit.py"
-PLAIN = {"attention": "plain", "gelu": "xla", "pooling": "grouped"}
+PLAIN = {
+    "attention": "plain",
+    "gelu": "xla",
+    "layer_norm": "xla",
+    "linear": "xla",
+    "pooling": "grouped",
+}
 GATED = "pit_s"
 RIVAL = "deit_s"
 SCALING_SLICES = ("v5e:2x4", "v5e:16x16")

@@ -14,6 +14,7 @@ from jax import lax
 
 from pit_jax.models import attention_tpu, lowerings
 from pit_jax.models.attention_cpu import attention_by_image
+from pit_jax.models.linear import linear_map
 
 Lowering = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 # Queries, keys and values, each (B, N, H, D).
@@ -113,7 +114,7 @@ def projected_heads(heads: int, x: jax.Array, kernel: jax.Array, bias: jax.Array
 
 def _joint_projection(heads: int, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> Heads:
     batch, tokens, width = x.shape
-    qkv = (x @ kernel + bias.reshape(1, 1, -1)).reshape(batch, tokens, 3, heads, width // heads)
+    qkv = linear_map(x, kernel, bias).reshape(batch, tokens, 3, heads, width // heads)
     return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
 
 
@@ -123,7 +124,7 @@ def _separate_projections(heads: int, x: jax.Array, kernel: jax.Array, bias: jax
     """
     batch, tokens, width = x.shape
     query, key, value = (
-        (x @ columns + shift.reshape(1, 1, -1)).reshape(batch, tokens, heads, width // heads)
+        linear_map(x, columns, shift).reshape(batch, tokens, heads, width // heads)
         for columns, shift in zip(jnp.split(kernel, 3, 1), jnp.split(bias, 3), strict=True)
     )
     return query, key, value

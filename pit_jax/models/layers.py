@@ -23,19 +23,19 @@ from pit_jax.models.attention import (
 )
 from pit_jax.models.gelu import gelu
 from pit_jax.models.initializers import LinearInit
+from pit_jax.models.layer_norm import EPSILON, LayerNorm
+from pit_jax.models.linear import Linear
 
 # What a model gives: logits (B, K), or in training those of both heads of a distilled one.
 Logits = jax.Array | tuple[jax.Array, jax.Array]
 
-LAYER_NORM_EPSILON = 1e-6
-
 
 def linear(
     in_features: int, out_features: int, *, init: LinearInit, dtype: DTypeLike, rngs: nnx.Rngs
-) -> nnx.Linear:
+) -> Linear:
     """A linear layer with bias, initialised by its fan-in."""
     kernel_init, bias_init = init(in_features)
-    return nnx.Linear(
+    return Linear(
         in_features,
         out_features,
         kernel_init=kernel_init,
@@ -45,11 +45,9 @@ def linear(
     )
 
 
-def layer_norm(features: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm as the published weights expect it: epsilon 1e-6, variance from centred values."""
-    return nnx.LayerNorm(
-        features, epsilon=LAYER_NORM_EPSILON, use_fast_variance=False, dtype=dtype, rngs=rngs
-    )
+def layer_norm(features: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> LayerNorm:
+    """LayerNorm as the published weights expect it, epsilon 1e-6."""
+    return LayerNorm(features, epsilon=EPSILON, dtype=dtype, rngs=rngs)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

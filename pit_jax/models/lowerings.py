@@ -20,7 +20,7 @@ from pit_jax.errors import suggestion
 
 Lowering = TypeVar("Lowering")
 
-OPERATIONS = ("attention", "gelu", "pooling")
+OPERATIONS = ("attention", "gelu", "layer_norm", "linear", "pooling")
 
 _CHOSEN: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar("lowerings")
 

@@ -40,8 +40,9 @@ def _statistics(x: jax.Array, epsilon: float, one_pass: bool) -> tuple[jax.Array
 
 def from_library(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
     """The definition, as JAX differentiates it; has forward-mode derivatives too."""
-    mean, factor = _statistics(_wide(x), epsilon, one_pass=False)
-    return _affine((_wide(x) - mean) * factor, scale, bias).astype(x.dtype)
+    wide = _wide(x)
+    mean, factor = _statistics(wide, epsilon, one_pass=False)
+    return _affine((wide - mean) * factor, scale, bias).astype(x.dtype)
 
 
 def _affine(unit: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
@@ -134,6 +135,9 @@ def normalised(
 
 class LayerNorm(nnx.LayerNorm):
     """flax's layer with scale and bias, computed by `normalised`."""
+
+    scale: nnx.Param[jax.Array]
+    bias: nnx.Param[jax.Array]
 
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         """(..., C) to the same, in the layer's dtype."""

@@ -43,7 +43,7 @@ def _differential(primals: tuple[jax.Array, ...], tangents: tuple[Any, ...]) -> 
         # Eight columns of ones behind a barrier, though one would do: the compiler would see
         # through plain ones, and through a product with a vector, and sum after all.
         ones = jax.lax.optimization_barrier(jnp.ones((*x.shape[:-1], _COLUMNS), x.dtype))
-        rows = jnp.pad(to_bias[None], ((0, _COLUMNS - 1), (0, 0)))
+        rows = jnp.pad(to_bias.reshape(1, -1), ((0, _COLUMNS - 1), (0, 0)))
         parts.append(jnp.matmul(ones, rows, precision=jax.lax.Precision.HIGHEST))
     out = by_products(x, kernel, bias)
     return out, sum(parts) if parts else jnp.zeros_like(out)
@@ -77,6 +77,8 @@ def linear_map(
 
 class Linear(nnx.Linear):
     """flax's layer with a bias, computed by `linear_map`."""
+
+    bias: nnx.Param[jax.Array]
 
     def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
         """(..., C) to (..., D), in the layer's dtype."""

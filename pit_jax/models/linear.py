@@ -2,20 +2,24 @@
 
 The gradient of a bias is a sum over all tokens of the batch. Differentiated as it is written, that
 is one more pass over an activation, which on TPUs costs more than the layer's own products; as a
-product with a vector of ones it rides on what those products read.
+product with ones it rides on what those products read. On CPUs the sum is the faster of the two.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from pit_jax.models import lowerings
 
 Lowering = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+# From (D,) and a shape, that vector at every place of the shape.
+Spread = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 
 _COLUMNS = 8
 
@@ -25,13 +29,15 @@ def from_library(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     return x @ kernel + bias.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
-@jax.custom_jvp
-def by_products(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """The same; the gradients of all three are matrix products."""
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _linear(x: jax.Array, kernel: jax.Array, bias: jax.Array, spread: Spread) -> jax.Array:
+    del spread
     return from_library(x, kernel, bias)
 
 
-def _differential(primals: tuple[jax.Array, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+def _differential(
+    spread: Spread, primals: tuple[jax.Array, ...], tangents: tuple[Any, ...]
+) -> tuple[jax.Array, jax.Array]:
     x, kernel, bias = primals
     to_x, to_kernel, to_bias = tangents
     parts = []
@@ -40,16 +46,42 @@ def _differential(primals: tuple[jax.Array, ...], tangents: tuple[Any, ...]) -> 
     if not isinstance(to_kernel, SymbolicZero):
         parts.append(x @ to_kernel)
     if not isinstance(to_bias, SymbolicZero):
-        # Eight columns of ones behind a barrier, though one would do: the compiler would see
-        # through plain ones, and through a product with a vector, and sum after all.
-        ones = jax.lax.optimization_barrier(jnp.ones((*x.shape[:-1], _COLUMNS), x.dtype))
-        rows = jnp.pad(to_bias.reshape(1, -1), ((0, _COLUMNS - 1), (0, 0)))
-        parts.append(jnp.matmul(ones, rows, precision=jax.lax.Precision.HIGHEST))
-    out = by_products(x, kernel, bias)
+        parts.append(spread(to_bias, x.shape[:-1]))
+    out = from_library(x, kernel, bias)
     return out, sum(parts) if parts else jnp.zeros_like(out)
 
 
-by_products.defjvp(_differential, symbolic_zeros=True)
+_linear.defjvp(_differential, symbolic_zeros=True)
+
+
+def _by_broadcast(vector: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """(D,) to (*shape, D); its transposition is a sum."""
+    return jnp.broadcast_to(vector.reshape((1,) * len(shape) + (-1,)), (*shape, vector.size))
+
+
+def _by_product(vector: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The same; its transposition is a product.
+
+    Eight columns of ones behind a barrier, though one would do: the TPU compiler sees through plain
+    ones, and through a product with a vector, and sums after all.
+    """
+    ones = lax.optimization_barrier(jnp.ones((*shape, _COLUMNS), vector.dtype))
+    rows = jnp.pad(vector.reshape(1, -1), ((0, _COLUMNS - 1), (0, 0)))
+    return jnp.matmul(ones, rows, precision=lax.Precision.HIGHEST)
+
+
+def _by_platform(vector: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return lax.platform_dependent(
+        vector,
+        tpu=functools.partial(_by_product, shape=shape),
+        default=functools.partial(_by_broadcast, shape=shape),
+    )
+
+
+def by_products(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """The same; the gradients of all three are matrix products."""
+    return _linear(x, kernel, bias, _by_product)
+
 
 LOWERINGS: dict[str, Lowering] = {"xla": from_library, "products": by_products}
 
@@ -63,7 +95,8 @@ def linear_map(
       x: (..., C), floating.
       kernel: (C, D), of that dtype.
       bias: (D,), of that dtype.
-      lowering: a key of `LOWERINGS`, which overrules `lowerings.override`; None for "products".
+      lowering: a key of `LOWERINGS`, which overrules `lowerings.override`; None for
+        "products" on TPUs and "xla" elsewhere.
 
     Returns:
       (..., D), of that dtype.
@@ -71,7 +104,9 @@ def linear_map(
     Raises:
       ValueError: an unknown lowering.
     """
-    lowering = lowering or lowerings.chosen("linear") or "products"
+    lowering = lowering or lowerings.chosen("linear")
+    if lowering is None:
+        return _linear(x, kernel, bias, _by_platform)
     return lowerings.lookup("linear", lowering, LOWERINGS)(x, kernel, bias)
 
 

@@ -1,4 +1,4 @@
-"""Lowerings of attention, pooling and GELU alone, forward and backward, at every stage's shape.
+"""Lowerings of every operation alone, forward and backward, at every stage's shape.
 
     python benchmarks/kernels.py --models pit_s vit_s --json kernels.json
 
@@ -24,11 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 from measuring import Program, machine, one_line, table, time_together
 
-from pit_jax.models import attention, gelu, pooling, zoo
+from pit_jax.models import attention, gelu, layer_norm, linear, pooling, zoo
 from pit_jax.models.config import PiTConfig, ViTConfig
 
 MODELS = ("pit_ti", "pit_xs", "pit_s", "pit_b", "vit_s")
-OPERATIONS = ("attention", "pooling", "gelu")
+OPERATIONS = ("attention", "pooling", "gelu", "layer_norm", "linear")
 CHOSEN = "chosen"
 Shape = tuple[int, ...]
 
@@ -66,7 +66,7 @@ class Row:
 
 
 def cases(config: PiTConfig | ViTConfig, model: str, batch: int) -> Iterator[Case]:
-    """Attention and GELU of every stage, and the pooling after it."""
+    """What the blocks of every stage are made of, and the pooling after it."""
     heads = config.heads if isinstance(config, PiTConfig) else (config.heads,)
     for stage, (width, count, grid) in enumerate(
         zip(config.widths, heads, config.grids, strict=True)
@@ -77,8 +77,23 @@ def cases(config: PiTConfig | ViTConfig, model: str, batch: int) -> Iterator[Cas
         yield Case(
             "attention", place, (operand,) * 3, attention.attention, tuple(attention.LOWERINGS)
         )
-        hidden = (batch, tokens, int(width * config.mlp_ratio))
-        yield Case("gelu", place, (hidden,), gelu.gelu, tuple(gelu.LOWERINGS))
+        wide = int(width * config.mlp_ratio)
+        yield Case("gelu", place, ((batch, tokens, wide),), gelu.gelu, tuple(gelu.LOWERINGS))
+        rows = (batch, tokens, width)
+        yield Case(
+            "layer_norm",
+            place,
+            (rows, (width,), (width,)),
+            layer_norm.normalised,
+            tuple(layer_norm.LOWERINGS),
+        )
+        yield Case(
+            "linear",
+            place,
+            (rows, (width, wide), (wide,)),
+            linear.linear_map,
+            tuple(linear.LOWERINGS),
+        )
         for wider in config.widths[stage + 1 : stage + 2]:
             window = (pooling.WINDOW, pooling.WINDOW, 1, wider)
             operands = ((batch, *grid, width), window, (wider,))

@@ -47,7 +47,7 @@ def make_report(
     devices = list(experiment.mesh.devices.flat)
     analysis = _analysis(executable)
     places = [device.coords for device in devices] if on else None
-    kernels = read_kernels(module, _schedules(module) if on else {})
+    kernels = read_kernels(module, read_schedules(module) if on else {})
     report = Report(
         model=experiment.config.model.name,
         program=compiled.program,
@@ -133,7 +133,7 @@ def _local_memory(compiled: Compiled) -> int | None:
     return statistics.get("bytes_limit") if statistics else None
 
 
-def _schedules(module: Module) -> dict[str, schedules.Schedule]:
+def read_schedules(module: Module) -> dict[str, schedules.Schedule]:
     """Schedules by instruction. Of equal kernels the compiler schedules one."""
     calls = [step.instruction for step in module.steps if step.instruction.is_kernel]
     found = schedules.read_folder(libtpu.load(), [call.name for call in calls])

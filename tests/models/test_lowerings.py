@@ -2,8 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+import pit_jax
 from pit_jax.models import lowerings
 from pit_jax.models.pooling import depthwise_pool
 
@@ -46,3 +48,19 @@ def test_an_unknown_operation_is_refused() -> None:
         lowerings.override(poling="dense"),
     ):
         pass
+
+
+def test_the_library_forms_together_have_forward_mode_derivatives() -> None:
+    model = pit_jax.create_model(
+        "pit_ti", image_size=16, num_classes=3, patch_size=4, stride=4, widths=(16, 32),
+        depths=(1, 1), heads=(1, 2),
+    )  # fmt: skip
+    images, step = jax.random.normal(jax.random.key(0), (2, 2, 16, 16, 3))
+    forms = {"attention": "plain", "gelu": "xla", "layer_norm": "xla", "linear": "xla"}
+    with lowerings.override(**forms, pooling="grouped"):
+        _, forward = jax.jvp(model, (images,), (step,))
+        _, transpose = jax.vjp(model, images)
+        (backward,) = transpose(jnp.ones_like(forward))
+    np.testing.assert_allclose(forward.sum(), (backward * step).sum(), rtol=1e-4)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(model, (images,), (step,))

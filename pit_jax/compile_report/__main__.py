@@ -2,6 +2,7 @@
 
 python -m pit_jax.compile_report --config=configs/deit.py:pit_s --topology=v5e:16x16
     [--program=train|inference] [--batch_size=N] [--output=FILE.json] [--compare=OTHER.json]
+    [--noschedules]
 """
 
 import dataclasses
@@ -25,6 +26,9 @@ def run() -> None:
     flags.DEFINE_string("topology", "local", "v5e:16x16 and the like, or local.")
     flags.DEFINE_enum("program", "train", ["train", "inference"], "Which step.")
     flags.DEFINE_integer("batch_size", None, "Images of all devices; default: the config's.")
+    flags.DEFINE_bool(
+        "schedules", True, "Read the schedules of kernels; without, it compiles in half the time."
+    )
     flags.DEFINE_string("output", None, "Where to save the report as JSON.")
     flags.DEFINE_string("compare", None, "A saved report to print beside this one.")
     flags.mark_flags_as_required(["config"])
@@ -61,6 +65,7 @@ def _report(options: Any) -> dict[str, Any]:
         on, devices = None, jax.devices()
     else:
         on = chips.parse_slice(options.topology)
+        libtpu.load(schedules=options.schedules)
         devices = libtpu.devices(on)
     experiment = program.experiment_on(
         options.config, devices, batch_size=options.batch_size, program=options.program

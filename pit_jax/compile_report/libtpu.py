@@ -4,7 +4,6 @@ libtpu reads its settings when it is loaded, so that a process has one set of th
 """
 
 import atexit
-import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -35,6 +34,9 @@ _ENVIRONMENT = {
     "TPU_STDERR_LOG_LEVEL": "3",
 }
 
+# The folder of schedules, once libtpu's settings are made.
+_LOADED: list[Path] = []
+
 
 def check_installed() -> None:
     """Refuses to go on without libtpu.
@@ -54,30 +56,36 @@ def version() -> str:
     return importlib.metadata.version("libtpu")
 
 
-@functools.cache
-def load() -> Path:
+def load(*, schedules: bool = True) -> Path:
     """Makes this process one that compiles for TPUs and has a CPU alone; the folder of schedules.
+    The first call decides.
+
+    Args:
+      schedules: has the compiler write them down, which takes it about as long as all else.
 
     Raises:
       ValueError: libtpu is not installed.
     """
+    if _LOADED:
+        return _LOADED[0]
     check_installed()
     dump = Path(tempfile.mkdtemp(prefix="pit_jax_schedules_"))
     atexit.register(shutil.rmtree, dump, ignore_errors=True)
     os.environ.update(_ENVIRONMENT)
     given = os.environ.get("LIBTPU_INIT_ARGS", "")
-    settings = " ".join(_SETTINGS).format(dump=dump)
+    settings = " ".join(_SETTINGS).format(dump=dump) if schedules else ""
     os.environ["LIBTPU_INIT_ARGS"] = f"{given} {settings}".strip()
     jax.config.update("jax_platforms", "cpu")
     # What comes from the cache has not been compiled and leaves no schedules.
     jax.config.update("jax_enable_compilation_cache", False)
+    _LOADED.append(dump)
     return dump
 
 
 def forget() -> None:
     """Removes the schedules of what was compiled so far."""
-    if load.cache_info().currsize:
-        for path in load().iterdir():
+    for folder in _LOADED:
+        for path in folder.iterdir():
             path.unlink()
 
 

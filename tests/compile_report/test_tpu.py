@@ -81,6 +81,23 @@ def test_what_does_not_fit_says_by_how_much() -> None:
     assert "images/s/chip" not in printed
 
 
+def test_without_schedules_kernels_are_named_and_not_counted(tmp_path: Path) -> None:
+    output = tmp_path / "report.json"
+    printed = _run(
+        "-m",
+        "pit_jax.compile_report",
+        f"--config={TINY}",
+        "--topology=v5e:1x1",
+        "--program=inference",
+        "--noschedules",
+        f"--output={output}",
+    )
+    kernels = json.loads(output.read_text())["kernels"]
+    assert kernels
+    assert all(kernel["bundles"] is None for kernel in kernels)
+    assert all(f"kernel {kernel['name']}" in printed for kernel in kernels)
+
+
 KERNEL = """
 from pit_jax.compile_report import chips, libtpu, measure, schedules
 from pit_jax.compile_report.hlo import Module

@@ -2,11 +2,15 @@
 
 Grain hands out single elements at a cost of 0.2 to 0.5 ms of the interpreter each and stacks them
 where they are asked for, in the training loop. Here its element is a whole batch: threads write
-their rows straight to their places in it, and Grain keeps finished batches ready.
+their rows straight to their places in it, and Grain keeps finished batches ready. The memory of a
+batch that nobody holds any more is used again, since the system clears every page it gives out.
 """
 
 import functools
+import math
 import os
+import weakref
+from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -32,6 +36,29 @@ class Field(NamedTuple):
 def cores() -> int:
     """Cores that this process may use, which in a container can be fewer than there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Memory:
+    """Arrays of one shape, in memory that is used again once an array and all its views are gone.
+
+    Their contents are whatever they were.
+    """
+
+    def __init__(self, field: Field) -> None:
+        self._field = field
+        self._free: deque[bytearray] = deque()
+
+    def array(self) -> np.ndarray:
+        """An array that is nobody else's; any number of threads may ask for one."""
+        field = self._field
+        try:
+            owner = self._free.pop()
+        except IndexError:
+            owner = bytearray(math.prod(field.shape) * np.dtype(field.dtype).itemsize)
+        # Views of an array keep alive the first one, which is not made from an array.
+        first = np.frombuffer(owner, field.dtype)
+        weakref.finalize(first, self._free.append, owner).atexit = False
+        return first.reshape(field.shape)
 
 
 class Batches(grain.MapDataset):
@@ -67,10 +94,7 @@ class Batches(grain.MapDataset):
     def __getitem__(self, index: int | slice) -> Batch | grain.MapDataset:
         if isinstance(index, slice):
             return self.slice(index)
-        batch = {
-            name: np.zeros((self._rows, *field.shape), field.dtype)
-            for name, field in self._fields.items()
-        }
+        batch = {name: memory.array() for name, memory in self._memory.items()}
         first = index * self._rows
         parts = [
             self._executor.submit(self._fill, batch, first, range(start, start + self._step))
@@ -82,7 +106,15 @@ class Batches(grain.MapDataset):
 
     def __getstate__(self) -> dict[str, Any]:
         """For other processes, which start threads of their own."""
-        return {name: value for name, value in vars(self).items() if name != "_executor"}
+        own = ("_executor", "_memory")
+        return {name: value for name, value in vars(self).items() if name not in own}
+
+    @functools.cached_property
+    def _memory(self) -> dict[str, Memory]:
+        return {
+            name: Memory(Field((self._rows, *field.shape), field.dtype))
+            for name, field in self._fields.items()
+        }
 
     @functools.cached_property
     def _executor(self) -> Executor:
@@ -92,5 +124,13 @@ class Batches(grain.MapDataset):
         """Makes those of the rows that are in the batch, which begins with row `first` of all."""
         for row in rows[: self._rows - rows.start]:
             for name, value in self._parent[first + row].items():
-                place: Any = (row, *map(slice, np.shape(value)))
-                batch[name][place] = value
+                _put(batch[name][row : row + 1], np.asarray(value)[None])
+
+
+def _put(place: np.ndarray, value: np.ndarray) -> None:
+    """Writes an array to the upper left corner of one that may be larger, and zeros to the rest."""
+    inside = tuple(map(slice, value.shape))
+    place[inside] = value
+    for axis, size in enumerate(value.shape):
+        if size < place.shape[axis]:
+            place[(*inside[:axis], slice(size, None))] = 0

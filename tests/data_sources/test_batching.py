@@ -1,0 +1,62 @@
+"""Batches put together by threads, in memory that is used again."""
+
+import gc
+from typing import Any
+
+import grain
+import numpy as np
+
+from pit_jax.data.batching import Batches, Field, Memory
+
+
+def rows(index: int) -> dict[str, Any]:
+    """Row `index`: arrays of sizes and values that follow from it."""
+    height, width = 1 + index % 3, 1 + index % 2
+    return {"image": np.full((height, width, 3), index, np.uint8), "label": np.int32(index)}
+
+
+FIELDS = {"image": Field((3, 2, 3), np.uint8), "label": Field((), np.int32)}
+
+
+def expected(first: int, count: int) -> np.ndarray:
+    images = np.zeros((count, 3, 2, 3), np.uint8)
+    for row in range(count):
+        value = rows(first + row)["image"]
+        images[row, : value.shape[0], : value.shape[1]] = value
+    return images
+
+
+def test_rows_lie_in_corners_of_zeros_whatever_the_memory_held() -> None:
+    batches = Batches(grain.MapDataset.range(1, 240).map(rows), rows=8, fields=FIELDS, threads=3)
+    for index in range(len(batches)):
+        batch = batches[index]
+        np.testing.assert_array_equal(batch["image"], expected(1 + 8 * index, 8))
+        np.testing.assert_array_equal(batch["label"], np.arange(1 + 8 * index, 9 + 8 * index))
+
+
+def test_what_is_held_is_not_written_to() -> None:
+    batches = Batches(grain.MapDataset.range(1, 240).map(rows), rows=8, fields=FIELDS, threads=2)
+    held = [batches[index]["image"] for index in range(4)]
+    views = [batches[index]["image"][3:5, ..., 1] for index in range(4, 8)]
+    for index in range(8, 24):
+        batches[index]
+    for index, image in enumerate(held):
+        np.testing.assert_array_equal(image, expected(1 + 8 * index, 8))
+    for index, view in enumerate(views, 4):
+        np.testing.assert_array_equal(view, expected(1 + 8 * index, 8)[3:5, ..., 1])
+
+
+def test_memory_is_used_again_once_nobody_holds_it() -> None:
+    memory = Memory(Field((4, 1000), np.int32))
+    first = memory.array()
+    place = first.__array_interface__["data"][0]
+    view = first.T[5:]
+    del first
+    gc.collect()
+    second = memory.array()
+    assert second.__array_interface__["data"][0] != place
+    del view
+    gc.collect()
+    assert memory.array().__array_interface__["data"][0] == place
+    assert second.shape == (4, 1000)
+    assert second.dtype == np.int32

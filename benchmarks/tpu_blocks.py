@@ -41,7 +41,7 @@ class Row(NamedTuple):
       plain: what is in its plain form.
       cycles: outside of kernels.
       bundles: of kernels.
-      megabytes: by XLA's count, without kernels.
+      megabytes: by XLA's count, with the operands and results of kernels.
     """
 
     tokens: int

@@ -39,15 +39,15 @@ def _phi_polynomial(x: jax.Array) -> jax.Array:
     return 0.5 + 0.5 * jnp.tanh(x * value)
 
 
-def _wide(x: jax.Array) -> jax.Array:
+def wide(x: jax.Array) -> jax.Array:
     """In float32, or float64 where that is the input's."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _gelu(x: jax.Array, distribution: Lowering) -> jax.Array:
-    wide = _wide(x)
-    return (wide * distribution(wide)).astype(x.dtype)
+    x_wide = wide(x)
+    return (x_wide * distribution(x_wide)).astype(x.dtype)
 
 
 def _forward(x: jax.Array, distribution: Lowering) -> tuple[jax.Array, jax.Array]:
@@ -55,11 +55,11 @@ def _forward(x: jax.Array, distribution: Lowering) -> tuple[jax.Array, jax.Array
 
 
 def _backward(distribution: Lowering, x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
-    wide = _wide(x)
+    x_wide = wide(x)
     # Beyond this the density is zero in float32; squares must not overflow to zero times infinity.
-    bounded = jnp.clip(wide, -16.0, 16.0)
+    bounded = jnp.clip(x_wide, -16.0, 16.0)
     density = math.sqrt(0.5 / math.pi) * jnp.exp(-0.5 * bounded * bounded)
-    slope = distribution(wide) + bounded * density
+    slope = distribution(x_wide) + bounded * density
     return ((slope * gradient.astype(slope.dtype)).astype(x.dtype),)
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from pit_jax.models import lowerings
+from pit_jax.models.gelu import wide
 
 Lowering = Callable[[jax.Array, jax.Array, jax.Array, float], jax.Array]
 # Input, mean, reciprocal standard deviation, scale.
@@ -21,11 +22,6 @@ Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 # As the published weights expect it.
 EPSILON = 1e-6
-
-
-def _wide(x: jax.Array) -> jax.Array:
-    """In float32, or float64 where that is the input's."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _statistics(x: jax.Array, epsilon: float, one_pass: bool) -> tuple[jax.Array, jax.Array]:
@@ -40,9 +36,9 @@ def _statistics(x: jax.Array, epsilon: float, one_pass: bool) -> tuple[jax.Array
 
 def from_library(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
     """The definition, as JAX differentiates it; has forward-mode derivatives too."""
-    wide = _wide(x)
-    mean, factor = _statistics(wide, epsilon, one_pass=False)
-    return _affine((wide - mean) * factor, scale, bias).astype(x.dtype)
+    x_wide = wide(x)
+    mean, factor = _statistics(x_wide, epsilon, one_pass=False)
+    return _affine((x_wide - mean) * factor, scale, bias).astype(x.dtype)
 
 
 def _affine(unit: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
@@ -61,8 +57,8 @@ def _normalised(
 def _forward(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, one_pass: bool
 ) -> tuple[jax.Array, Residuals]:
-    mean, factor = _statistics(_wide(x), epsilon, one_pass)
-    out = _affine((_wide(x) - mean) * factor, scale, bias).astype(x.dtype)
+    mean, factor = _statistics(wide(x), epsilon, one_pass)
+    out = _affine((wide(x) - mean) * factor, scale, bias).astype(x.dtype)
     return out, (x, mean, factor, scale)
 
 
@@ -71,13 +67,13 @@ def _backward(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     del epsilon, one_pass
     x, mean, factor, scale = residuals
-    unit, wide = (_wide(x) - mean) * factor, _wide(gradient)
+    unit, arriving = (wide(x) - mean) * factor, wide(gradient)
     others = tuple(range(x.ndim - 1))
-    to_unit = wide * scale.reshape((1,) * len(others) + (-1,))
+    to_unit = arriving * scale.reshape((1,) * len(others) + (-1,))
     level = to_unit.mean(-1, keepdims=True)
     along = (to_unit * unit).mean(-1, keepdims=True)
     to_x = factor * (to_unit - level - unit * along)
-    to_scale, to_bias = (wide * unit).sum(others), wide.sum(others)
+    to_scale, to_bias = (arriving * unit).sum(others), arriving.sum(others)
     return to_x.astype(x.dtype), to_scale.astype(scale.dtype), to_bias.astype(scale.dtype)
 
 

@@ -3,8 +3,8 @@
     python benchmarks/input.py [--only work threads] [--repeats 5] [--images 256] [--json]
 
 work     one thread: timm's transforms (PIL) and ours, from the bytes of a file to what is handed to
-         the device: training with RandAugment, the random crop alone, repeated augmentation, and
-         evaluation
+         the device: training with RandAugment, the random crop alone, as a transform and in a whole
+         pipeline, repeated augmentation, and evaluation
 threads  our training input over threads and processes, beside Grain's own reading row by row
 
 The files are cut out of scikit-learn's photographs at ImageNet's mean size, 500x375 and about
@@ -36,6 +36,7 @@ from PIL import Image
 from pit_jax.augment.policy import parse
 from pit_jax.data import batching, jpeg, pipeline
 from pit_jax.data.examples import Source
+from pit_jax.data.images import random_crop_box
 from pit_jax.data.loading import Loader
 
 POLICY = "rand-m9-mstd0.5-inc1"
@@ -140,6 +141,63 @@ def loop(files: Source, transform: Callable[[Image.Image], Any]) -> Variant:
                 transform(picture)
         cpu, wall = clock.read()
         return Rate(images / cpu, images / wall)
+
+    return measure
+
+
+def canvases(files: Source, canvas: tuple[int, int]) -> Variant:
+    """What the device is to resize, in the plain loop of `loop`: decoded, cropped and copied to
+    its place in a batch.
+    """
+    batch = np.zeros((BATCH, *canvas, 3), np.uint8)
+    rng = np.random.default_rng(0)
+
+    def measure(images: int) -> Rate:
+        clock = Clock()
+        for index in range(images):
+            pixels = jpeg.decode_pixels(files.examples[index]["image"])
+            height, width, _ = pixels.shape
+            crop = jpeg.cut(pixels, random_crop_box(width, height, rng), canvas, SIZE)
+            batching.put(batch[index % BATCH], crop.pixels)
+        cpu, wall = clock.read()
+        return Rate(images / cpu, images / wall)
+
+    return measure
+
+
+class Torch:
+    """Examples for torch's DataLoader, transformed by timm."""
+
+    def __init__(self, files: Source, transform: Callable[[Image.Image], Any]) -> None:
+        self._files = files
+        self._transform = transform
+
+    def __len__(self) -> int:
+        return len(self._files.examples)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        example = self._files.examples[index]
+        picture = Image.open(io.BytesIO(example["image"])).convert("RGB")
+        return self._transform(picture), example["label"]
+
+
+def data_loader(files: Source, transform: Callable[[Image.Image], Any]) -> Variant:
+    """The pipeline that timm trains from, in this process: torch's order and timm's collation."""
+    from timm.data.loader import fast_collate
+    from torch.utils.data import DataLoader, RandomSampler
+
+    dataset = Torch(files, transform)
+
+    def measure(images: int) -> Rate:
+        count = math.ceil(images / BATCH)
+        # Not a permutation of the whole epoch, whose drawing these few batches would have to pay.
+        sampler = RandomSampler(dataset, replacement=True, num_samples=count * BATCH)
+        loader = DataLoader(dataset, BATCH, sampler=sampler, collate_fn=fast_collate)
+        clock = Clock()
+        for _ in loader:
+            pass
+        cpu, wall = clock.read()
+        return Rate(count * BATCH / cpu, count * BATCH / wall)
 
     return measure
 
@@ -252,7 +310,7 @@ def work(files: Source) -> list[Table]:
     shared = {"input_size": SIZE[0], "interpolation": "bicubic", "use_prefetcher": True}
     crop = {"is_training": True, "color_jitter": None, **shared}
     policy = parse(POLICY)
-    canvases = {f"in canvases of {side}": (side, side) for side in (384, 448, 512)}
+    sides = {side: (side, side) for side in (384, 448, 512)}
     full = {
         "timm": loop(files, create_transform(**crop, auto_augment=POLICY)),
         "ours, all on the host": training(files, policy=policy, flip_probability=0.5),
@@ -264,16 +322,24 @@ def work(files: Source) -> list[Table]:
         "ours, RandAugment on the device, 3 views": training(files, repeats=3),
         "ours, both on the device, 3 views": training(files, canvas=(512, 512), repeats=3),
     }
+    timms = create_transform(**crop, hflip=0.0)
     crops = {
-        "timm": loop(files, create_transform(**crop, hflip=0.0)),
-        "ours, resized by PIL": training(files),
+        "timm": loop(files, timms),
         **{
-            f"ours, for the device {name}": training(files, canvas=canvas)
-            for name, canvas in canvases.items()
+            f"ours, to canvases of {side} for the device": canvases(files, canvas)
+            for side, canvas in sides.items()
         },
     }
     if jpeg.fast_decoder() is not None:
         crops["decoding alone, by libjpeg-turbo"] = decoding(files)
+    pipelines = {
+        "timm, in torch's DataLoader": data_loader(files, timms),
+        "ours, resized by PIL": training(files),
+        **{
+            f"ours, in canvases of {side} for the device": training(files, canvas=canvas)
+            for side, canvas in sides.items()
+        },
+    }
     evaluations = {
         "timm": loop(files, create_transform(**shared, crop_pct=0.9)),
         "ours, protocol timm": evaluation(files, "timm"),
@@ -281,7 +347,8 @@ def work(files: Source) -> list[Table]:
     }
     return [
         Table("training: crop, flip, RandAugment", "timm", full),
-        Table("training: the random crop alone", "timm", crops),
+        Table("training: the random crop alone, transforms", "timm", crops),
+        Table("training: the random crop alone, pipelines", next(iter(pipelines)), pipelines),
         Table("evaluation", "timm", evaluations),
     ]
 

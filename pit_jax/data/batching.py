@@ -2,21 +2,19 @@
 
 Grain hands out single elements at a cost of 0.2 to 0.5 ms of the interpreter each and stacks them
 where they are asked for, in the training loop. Here its element is a whole batch: threads write
-their rows straight to their places in it, and Grain keeps finished batches ready. The memory of a
-batch that nobody holds any more is used again, since the system clears every page it gives out.
+their rows straight to their places in it, and Grain keeps finished batches ready.
 """
 
 import functools
-import math
 import os
-import weakref
-from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import grain
 import numpy as np
+
+from pit_jax.data.memory import Memory
 
 # More threads than this contend for the interpreter lock without decoding any faster.
 MAX_THREADS = 16
@@ -36,29 +34,6 @@ class Field(NamedTuple):
 def cores() -> int:
     """Cores that this process may use, which in a container can be fewer than there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-class Memory:
-    """Arrays of one shape, in memory that is used again once an array and all its views are gone.
-
-    Their contents are whatever they were.
-    """
-
-    def __init__(self, field: Field) -> None:
-        self._field = field
-        self._free: deque[bytearray] = deque()
-
-    def array(self) -> np.ndarray:
-        """An array that is nobody else's; any number of threads may ask for one."""
-        field = self._field
-        try:
-            owner = self._free.pop()
-        except IndexError:
-            owner = bytearray(math.prod(field.shape) * np.dtype(field.dtype).itemsize)
-        # Views of an array keep alive the first one, which is not made from an array.
-        first = np.frombuffer(owner, field.dtype)
-        weakref.finalize(first, self._free.append, owner).atexit = False
-        return first.reshape(field.shape)
 
 
 class Batches(grain.MapDataset):
@@ -94,7 +69,10 @@ class Batches(grain.MapDataset):
     def __getitem__(self, index: int | slice) -> Batch | grain.MapDataset:
         if isinstance(index, slice):
             return self.slice(index)
-        batch = {name: memory.array() for name, memory in self._memory.items()}
+        batch = {
+            name: self._memory[name].array((self._rows, *field.shape), field.dtype)
+            for name, field in self._fields.items()
+        }
         first = index * self._rows
         parts = [
             self._executor.submit(self._fill, batch, first, range(start, start + self._step))
@@ -111,10 +89,7 @@ class Batches(grain.MapDataset):
 
     @functools.cached_property
     def _memory(self) -> dict[str, Memory]:
-        return {
-            name: Memory(Field((self._rows, *field.shape), field.dtype))
-            for name, field in self._fields.items()
-        }
+        return {name: Memory() for name in self._fields}
 
     @functools.cached_property
     def _executor(self) -> Executor:
@@ -124,10 +99,10 @@ class Batches(grain.MapDataset):
         """Makes those of the rows that are in the batch, which begins with row `first` of all."""
         for row in rows[: self._rows - rows.start]:
             for name, value in self._parent[first + row].items():
-                _put(batch[name][row : row + 1], np.asarray(value)[None])
+                put(batch[name][row : row + 1], np.asarray(value)[None])
 
 
-def _put(place: np.ndarray, value: np.ndarray) -> None:
+def put(place: np.ndarray, value: np.ndarray) -> None:
     """Writes an array to the upper left corner of one that may be larger, and zeros to the rest."""
     inside = tuple(map(slice, value.shape))
     place[inside] = value

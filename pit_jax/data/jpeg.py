@@ -14,11 +14,14 @@ import numpy as np
 import PIL
 
 from pit_jax.data.images import Box, decode_rgb, resize
+from pit_jax.data.memory import Memory
 
 PILLOW = int(PIL.__version__.split(".")[0])
 JPEG_MAGIC = b"\xff\xd8\xff"
 # Not CMYK and YCCK, whose inks PIL mixes a level differently.
 COLOURSPACES = ("YCbCr", "Gray", "RGB")
+# Bytes of a decoded image whose memory is kept for the next one: 2,000 x 1,500 pixels.
+LARGEST_KEPT = 2000 * 1500 * 3
 
 
 @functools.cache
@@ -31,11 +34,16 @@ def fast_decoder() -> Callable[[bytes], np.ndarray | None] | None:
     except ImportError:
         return None
 
+    memory = Memory(LARGEST_KEPT)
+
     def decode(data: bytes) -> np.ndarray | None:
         try:
-            if simplejpeg.decode_jpeg_header(data)[2] not in COLOURSPACES:
+            height, width, colourspace, _ = simplejpeg.decode_jpeg_header(data)
+            if colourspace not in COLOURSPACES:
                 return None
-            return simplejpeg.decode_jpeg(data, "RGB")
+            pixels = memory.array((height, width, 3), np.uint8)
+            simplejpeg.decode_jpeg(data, "RGB", buffer=pixels)
+            return pixels
         except ValueError:  # damaged, or a kind it does not know; PIL's word is the last
             return None
 

@@ -92,6 +92,17 @@ class TestDecoding:
             np.testing.assert_array_equal(jpeg.decode_pixels(bytes(data)), expected)
         assert read > 50
 
+    def test_an_image_that_is_held_stays_as_it_is(self, photographs):
+        """Whole or in part, while others are decoded into memory that is used again."""
+        files = [encoded(image) for image in photographs] * 3
+        whole = [jpeg.decode_pixels(data) for data in files[:-1]]
+        part = jpeg.decode_pixels(files[-1])[5:50, 7:]
+        for data in files:
+            jpeg.decode_pixels(data)
+        for data, pixels in zip(files, whole, strict=False):
+            np.testing.assert_array_equal(pixels, np.asarray(images.decode_rgb(data)))
+        np.testing.assert_array_equal(part, np.asarray(images.decode_rgb(files[-1]))[5:50, 7:])
+
     def test_without_simplejpeg(self, china, decodings, monkeypatch):
         monkeypatch.setitem(sys.modules, "simplejpeg", None)
         jpeg.fast_decoder.cache_clear()

@@ -1,12 +1,11 @@
 """Batches put together by threads, in memory that is used again."""
 
-import gc
 from typing import Any
 
 import grain
 import numpy as np
 
-from pit_jax.data.batching import Batches, Field, Memory
+from pit_jax.data.batching import Batches, Field
 
 
 def rows(index: int) -> dict[str, Any]:
@@ -44,19 +43,3 @@ def test_what_is_held_is_not_written_to() -> None:
         np.testing.assert_array_equal(image, expected(1 + 8 * index, 8))
     for index, view in enumerate(views, 4):
         np.testing.assert_array_equal(view, expected(1 + 8 * index, 8)[3:5, ..., 1])
-
-
-def test_memory_is_used_again_once_nobody_holds_it() -> None:
-    memory = Memory(Field((4, 1000), np.int32))
-    first = memory.array()
-    place = first.__array_interface__["data"][0]
-    view = first.T[5:]
-    del first
-    gc.collect()
-    second = memory.array()
-    assert second.__array_interface__["data"][0] != place
-    del view
-    gc.collect()
-    assert memory.array().__array_interface__["data"][0] == place
-    assert second.shape == (4, 1000)
-    assert second.dtype == np.int32

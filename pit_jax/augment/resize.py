@@ -23,7 +23,7 @@ def resize(
     """The crops, resized: uint8 (B, *size, 3).
 
     Args:
-      canvases: uint8 (B, H, W, 3), each with a crop in its upper left corner.
+      canvases: uint8 (B, H, W, 3), each with a crop in its upper left corner, and anything around.
       extents: int32 (B, 2), height and width of each crop, at least 1.
       rows_first: bool (B,), whether PIL would resize the height before the width.
       size: height and width of the result.

@@ -25,7 +25,9 @@ Batch = dict[str, np.ndarray]
 
 
 class Field(NamedTuple):
-    """Shape and type of an entry of a row; a smaller array goes to its upper left corner."""
+    """Shape and type of an entry of a row. A smaller array goes to its upper left corner, and
+    around it is whatever the memory held: to clear it would take longer than the array itself.
+    """
 
     shape: tuple[int, ...]
     dtype: Any
@@ -103,9 +105,5 @@ class Batches(grain.MapDataset):
 
 
 def put(place: np.ndarray, value: np.ndarray) -> None:
-    """Writes an array to the upper left corner of one that may be larger, and zeros to the rest."""
-    inside = tuple(map(slice, value.shape))
-    place[inside] = value
-    for axis, size in enumerate(value.shape):
-        if size < place.shape[axis]:
-            place[(*inside[:axis], slice(size, None))] = 0
+    """Writes an array to the upper left corner of one that may be larger; the rest stays."""
+    place[tuple(map(slice, value.shape))] = value

@@ -15,7 +15,8 @@ CANVAS = (300, 340)
 def differences(pictures, boxes, size, run) -> np.ndarray:
     """(images, H, W, 3) grey levels from PIL."""
     crops = [cut(picture, box, CANVAS, size) for picture, box in zip(pictures, boxes, strict=True)]
-    canvases = np.zeros((len(crops), *CANVAS, 3), np.uint8)
+    # What lies around a crop is another image's, and must not be seen.
+    canvases = np.random.default_rng(0).integers(0, 256, (len(crops), *CANVAS, 3), np.uint8)
     for canvas, crop in zip(canvases, crops, strict=True):
         canvas[: crop.extent[0], : crop.extent[1]] = crop.pixels
     extents = np.array([crop.extent for crop in crops], np.int32)

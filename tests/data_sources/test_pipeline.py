@@ -41,6 +41,16 @@ def take(batches: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
     return tuple(np.concatenate([row[name] for row in rows]) for name in ("image", "label"))
 
 
+def seen(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A batch, all black around crops that the device is to resize: there is anything there."""
+    if "extent" not in batch:
+        return batch
+    images = np.zeros_like(batch["image"])
+    for index, (height, width) in enumerate(batch["extent"]):
+        images[index, :height, :width] = batch["image"][index, :height, :width]
+    return batch | {"image": images}
+
+
 def test_every_example_once_an_epoch_in_a_new_order(source: sources.Source):
     # A crop of the whole image, so that examples can be told apart by their pixels.
     whole = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "size": (8, 8)}
@@ -70,16 +80,13 @@ def test_crops_differ_between_epochs_and_seeds(source: sources.Source):
 def test_the_global_batch_does_not_depend_on_the_processes(
     source: sources.Source, processes: int, drawn: dict[str, Any]
 ):
-    whole = list(itertools.islice(training(source, **drawn), 5))
-    shares = [
-        list(
-            itertools.islice(
-                training(source, reading=pipeline.Reading(process=p, processes=processes), **drawn),
-                5,
-            )
-        )
-        for p in range(processes)
-    ]
+    def taken(process: int, of: int) -> list[dict[str, np.ndarray]]:
+        reading = pipeline.Reading(process=process, processes=of)
+        batches = training(source, reading=reading, **drawn)
+        return [seen(batch) for batch in itertools.islice(batches, 5)]
+
+    whole = taken(0, of=1)
+    shares = [taken(process, of=processes) for process in range(processes)]
     for index, batch in enumerate(whole):
         for name in batch:
             joined = np.concatenate([share[index][name] for share in shares])
@@ -91,8 +98,8 @@ def test_the_global_batch_does_not_depend_on_the_processes(
 def test_starting_at_a_later_batch_continues_bit_identically(
     source: sources.Source, first: int, drawn: dict[str, Any]
 ):
-    uninterrupted = itertools.islice(training(source, **drawn), first, 9)
-    resumed = training(source, first_batch=first, **drawn)
+    uninterrupted = map(seen, itertools.islice(training(source, **drawn), first, 9))
+    resumed = map(seen, training(source, first_batch=first, **drawn))
     for batch, expected in zip(resumed, uninterrupted, strict=False):
         assert batch.keys() == expected.keys()
         for name in batch:
@@ -100,7 +107,7 @@ def test_starting_at_a_later_batch_continues_bit_identically(
 
 
 def test_a_crop_for_the_device_is_what_the_host_would_resize(source: sources.Source):
-    """In the corner of a black canvas, of the same draws; this PIL resizes it to the same image."""
+    """In the corner of its canvas, of the same draws; this PIL resizes it to the same image."""
     resized, labels = take(training(source), 3)
     whole = list(itertools.islice(training(source, canvas=(12, 16)), 3))
     crops, extents, again = (
@@ -110,7 +117,6 @@ def test_a_crop_for_the_device_is_what_the_host_would_resize(source: sources.Sou
     assert crops.shape == (96, 12, 16, 3)
     assert len(np.unique(extents)) > 2
     for crop, (height, width), image in zip(crops, extents, resized, strict=True):
-        assert crop[height:].max(initial=0) == crop[:, width:].max(initial=0) == 0
         np.testing.assert_array_equal(images.resize(crop[:height, :width], (12, 10)), image)
 
 

@@ -156,6 +156,11 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
     )
 
 
+def platform(mesh: Mesh) -> str:
+    """Of a mesh's devices: "cpu", "gpu", "tpu"."""
+    return mesh.devices.flat[0].platform
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())

@@ -137,7 +137,8 @@ def _lower_inference(experiment: Experiment) -> jax.stages.Lowered:
     batch = build.abstract_batch(experiment, experiment.config.eval_batch_size)
     everywhere = parallel.replicated(experiment.mesh)
     sums = jax.tree.map(lambda leaf: _place(leaf, everywhere), jax.eval_shape(zero_sums))
-    return jitted_eval_step(experiment.learner.graphdef).lower(values, batch, sums)
+    step = jitted_eval_step(experiment.learner.graphdef, experiment.mesh)
+    return step.lower(values, batch, sums)
 
 
 def _sharded(values: Any, experiment: Experiment) -> Any:

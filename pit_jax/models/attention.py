@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from pit_jax.models import attention_tpu, lowerings
 from pit_jax.models.attention_cpu import attention_by_image
@@ -89,7 +88,7 @@ def attention(
         branches["tpu"] = attention_tpu.attention
     if query.shape[1] >= MIN_CUDNN_TOKENS and fits_cudnn(query) and _has_cuda():
         branches["cuda"] = cudnn_attention
-    return lax.platform_dependent(query, key, value, default=plain_attention, **branches)
+    return lowerings.by_platform(query, key, value, default=plain_attention, **branches)
 
 
 def projected_heads(heads: int, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> Heads:
@@ -103,7 +102,7 @@ def projected_heads(heads: int, x: jax.Array, kernel: jax.Array, bias: jax.Array
     """
     if lowerings.chosen("attention") not in (None, "pallas"):
         return _joint_projection(heads, x, kernel, bias)
-    return lax.platform_dependent(
+    return lowerings.by_platform(
         x,
         kernel,
         bias,

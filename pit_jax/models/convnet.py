@@ -15,7 +15,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from pit_jax.models.convnet_config import SMALLEST_IMAGE, RegNetConfig, ResNetConfig
-from pit_jax.models.initializers import Initializer, normal
+from pit_jax.models.initializers import Initializer, constant, normal
 from pit_jax.models.layers import (
     FeatureInfo,
     Recorder,
@@ -39,10 +39,11 @@ class BatchNorm(nnx.Module):
 
     def __init__(self, features: int, *, zero_scale: bool, dtype: DTypeLike):
         self.dtype = dtype
-        self.scale = nnx.Param(jnp.zeros(features) if zero_scale else jnp.ones(features))
-        self.bias = nnx.Param(jnp.zeros(features))
-        self.mean = nnx.BatchStat(jnp.zeros(features))
-        self.var = nnx.BatchStat(jnp.ones(features))
+        shape, zeros, ones = (features,), constant(0.0), constant(1.0)
+        self.scale = nnx.Param((zeros if zero_scale else ones)(None, shape))
+        self.bias = nnx.Param(zeros(None, shape))
+        self.mean = nnx.BatchStat(zeros(None, shape))
+        self.var = nnx.BatchStat(ones(None, shape))
 
     def __call__(self, x_bhwc: jax.Array, train: bool, record: Recorder, name: str) -> jax.Array:
         x = x_bhwc.astype(jnp.float32)
@@ -113,7 +114,16 @@ class SqueezeExcitation(nnx.Module):
     def __init__(self, width: int, squeezed: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         def conv(in_features: int, features: int) -> nnx.Conv:
             init = _he_fan_out(1, features)
-            return nnx.Conv(in_features, features, (1, 1), kernel_init=init, dtype=dtype, rngs=rngs)
+            zeros = constant(0.0)
+            return nnx.Conv(
+                in_features,
+                features,
+                (1, 1),
+                kernel_init=init,
+                bias_init=zeros,
+                dtype=dtype,
+                rngs=rngs,
+            )
 
         self.fc1 = conv(width, squeezed)
         self.fc2 = conv(squeezed, width)

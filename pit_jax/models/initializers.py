@@ -1,6 +1,6 @@
 """Initial values of parameters.
 
-Drawn by NumPy on the host wherever the key is concrete: compiling one random-number program per
+Made by NumPy on the host, in their dtype, wherever the key is concrete: compiling one program per
 shape takes longer than many a fine-tuning step. Traced keys (abstract evaluation, jit) fall back
 to JAX, with the same distributions and other numbers.
 """
@@ -26,7 +26,7 @@ def uniform(bound: float) -> Initializer:
     ) -> jax.Array:
         if isinstance(key, jax.core.Tracer):
             return jax.random.uniform(key, tuple(shape), dtype, minval=-bound, maxval=bound)
-        return jnp.asarray(_generator(key).uniform(-bound, bound, shape), dtype)
+        return _on_device(_generator(key).uniform(-bound, bound, shape), dtype)
 
     return initialize
 
@@ -43,7 +43,20 @@ def normal(deviation: float) -> Initializer:
     ) -> jax.Array:
         if isinstance(key, jax.core.Tracer):
             return deviation * jax.random.normal(key, tuple(shape), dtype)
-        return jnp.asarray(_generator(key).standard_normal(shape) * deviation, dtype)
+        return _on_device(_generator(key).standard_normal(shape) * deviation, dtype)
+
+    return initialize
+
+
+def constant(value: float) -> Initializer:
+    """The same everywhere; needs no key."""
+
+    def initialize(
+        key: jax.Array | None, shape: Sequence[int], dtype: DTypeLike = jnp.float32
+    ) -> jax.Array:
+        if isinstance(key, jax.core.Tracer):
+            return jnp.full(tuple(shape), value, dtype)
+        return _on_device(np.full(shape, value), dtype)
 
     return initialize
 
@@ -60,7 +73,12 @@ def torch_default_init(fan_in: int) -> tuple[Initializer, Initializer]:
 def deit_init(fan_in: int) -> tuple[Initializer, Initializer]:
     """ViT's and DeiT's: weights N(0, 0.02^2) whatever the fan-in, biases zero."""
     del fan_in
-    return normal(0.02), jax.nn.initializers.zeros
+    return normal(0.02), constant(0.0)
+
+
+def _on_device(values: np.ndarray, dtype: DTypeLike) -> jax.Array:
+    """Cast on the host and put, not `jnp.asarray`: that compiles a program for every shape."""
+    return jax.device_put(values.astype(jnp.dtype(dtype)))
 
 
 def _generator(key: jax.Array) -> np.random.Generator:

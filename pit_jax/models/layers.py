@@ -22,7 +22,7 @@ from pit_jax.models.attention import (
     weighted_values,
 )
 from pit_jax.models.gelu import gelu
-from pit_jax.models.initializers import LinearInit
+from pit_jax.models.initializers import LinearInit, constant
 from pit_jax.models.layer_norm import EPSILON, LayerNorm
 from pit_jax.models.linear import Linear
 
@@ -47,7 +47,10 @@ def linear(
 
 def layer_norm(features: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> LayerNorm:
     """LayerNorm as the published weights expect it, epsilon 1e-6."""
-    return LayerNorm(features, epsilon=EPSILON, dtype=dtype, rngs=rngs)
+    ones, zeros = constant(1.0), constant(0.0)
+    return LayerNorm(
+        features, epsilon=EPSILON, scale_init=ones, bias_init=zeros, dtype=dtype, rngs=rngs
+    )
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

@@ -71,7 +71,7 @@ def _by_product(vector: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _by_platform(vector: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return lax.platform_dependent(
+    return lowerings.by_platform(
         vector,
         tpu=functools.partial(_by_product, shape=shape),
         default=functools.partial(_by_broadcast, shape=shape),

@@ -1,20 +1,25 @@
-"""Which lowering a whole model uses, for measurements and tests.
+"""Which lowering an operation uses.
 
 Every operation with several lowerings chooses one by platform and shape. `override` makes that
-choice for all of a model's operations at once:
+choice for all of a model's operations at once, for measurements and tests:
 
     with lowerings.override(pooling="grouped", attention="plain", gelu="xla"):
         compiled = jax.jit(step).lower(state, batch).compile()
 
-It acts while a function is traced, and only then: a function that `jax.jit` has already traced for
+Who knows the platform while tracing says so by `compiling_for`, and spares the other platforms'
+lowerings the tracing: the TPU's kernels are a third of all there is to trace.
+
+Both act while a function is traced, and only then: a function that `jax.jit` has already traced for
 these shapes keeps the lowering it was traced with, so give each choice a `jax.jit` of a function of
 its own.
 """
 
 import contextlib
 import contextvars
-from collections.abc import Iterator, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import jax
 
 from pit_jax.errors import suggestion
 
@@ -22,7 +27,11 @@ Lowering = TypeVar("Lowering")
 
 OPERATIONS = ("attention", "gelu", "layer_norm", "linear", "pooling")
 
+# Whose devices are named as `jax.lax.platform_dependent` names them; not so those of GPUs.
+PLATFORMS = ("cpu", "tpu")
+
 _CHOSEN: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar("lowerings")
+_PLATFORM: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
 
 
 def chosen(operation: str) -> str | None:
@@ -66,3 +75,25 @@ def override(**lowerings: str) -> Iterator[None]:
         yield
     finally:
         _CHOSEN.reset(token)
+
+
+@contextlib.contextmanager
+def compiling_for(platform: str) -> Iterator[None]:
+    """Says what for everything traced inside is going to be compiled.
+
+    Args:
+      platform: of a device, `jax.Device.platform`. It says nothing unless it is in `PLATFORMS`.
+    """
+    token = _PLATFORM.set(platform if platform in PLATFORMS else None)
+    try:
+        yield
+    finally:
+        _PLATFORM.reset(token)
+
+
+def by_platform(*operands: Any, default: Callable[..., Any], **branches: Callable[..., Any]) -> Any:
+    """`jax.lax.platform_dependent`; within `compiling_for` the platform's own branch alone."""
+    platform = _PLATFORM.get()
+    if platform is not None:
+        return branches.get(platform, default)(*operands)
+    return jax.lax.platform_dependent(*operands, default=default, **branches)

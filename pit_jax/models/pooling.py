@@ -162,7 +162,7 @@ def depthwise_pool(
     lowering = lowering or lowerings.chosen("pooling")
     if lowering is not None:
         return lowerings.lookup("pooling", lowering, LOWERINGS)(maps, kernel, bias)
-    return lax.platform_dependent(
+    return lowerings.by_platform(
         maps,
         kernel,
         bias,

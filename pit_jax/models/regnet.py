@@ -1,13 +1,12 @@
 """RegNetY (Radosavovic et al. 2020), whose 16 GF member teaches DeiT and PiT."""
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
 from pit_jax.models.convnet import Bottleneck, ConvNet, ConvNorm, Stage
 from pit_jax.models.convnet_config import RegNetConfig
-from pit_jax.models.initializers import Initializer, normal
+from pit_jax.models.initializers import Initializer, constant, normal
 from pit_jax.models.layers import linear
 
 
@@ -63,4 +62,4 @@ class RegNet(ConvNet):
 
 def _head_init(fan_in: int) -> tuple[Initializer, Initializer]:
     del fan_in
-    return normal(0.01), jax.nn.initializers.zeros
+    return normal(0.01), constant(0.0)

@@ -10,8 +10,8 @@ import numpy as np
 from pit_jax import flops, parallel
 from pit_jax.data import pipeline
 from pit_jax.data.loading import BadImageError
+from pit_jax.models import lowerings, zoo
 from pit_jax.models import params as parameters
-from pit_jax.models import zoo
 from pit_jax.training.checkpoints import Checkpoints, Progress
 from pit_jax.training.placement import placement
 from pit_jax.training.reporting import duration
@@ -129,8 +129,9 @@ def jitted_step(setup: Experiment, state: Any) -> Any:
       state: a `TrainState`, of arrays or of shapes with shardings.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    step = make_train_step(setup.learner, setup.config)
     return jax.jit(
-        make_train_step(setup.learner, setup.config),
+        lowerings.compiling_for(parallel.platform(setup.mesh))(step),
         donate_argnums=0,
         out_shardings=(shardings, parallel.replicated(setup.mesh)),
     )
@@ -167,7 +168,8 @@ class TrainBatches:
       bad_images: indices of the examples skipped so far, since the start: in this process, and as
         of the last `count_bad_images` in all others.
 
-    Iterating raises TrainingError for an image that does not decode, or one too many.
+    The first ones are begun at once, while the step compiles. Iterating raises TrainingError for an
+    image that does not decode, or one too many.
     """
 
     def __init__(self, setup: Setup, first_batch: int):
@@ -195,6 +197,7 @@ class TrainBatches:
             reading=_reading(setup),
         )
         self._batches = iter(batches)
+        self._batches.start_prefetch()
         self.bad_images: set[int] = set()
 
     def __iter__(self) -> "TrainBatches":

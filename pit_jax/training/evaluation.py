@@ -15,17 +15,18 @@ from pit_jax import parallel
 from pit_jax.data.images import check_protocol
 from pit_jax.data.pipeline import Reading, eval_batches
 from pit_jax.data.sources import open_source
+from pit_jax.models import lowerings, zoo
 from pit_jax.models import params as parameters
-from pit_jax.models import zoo
 from pit_jax.training.config import TrainConfig
 from pit_jax.training.step import make_eval_step, zero_sums
 from pit_jax.weights import files, load
 from pit_jax.weights.match import identify
 
 
-def jitted_eval_step(graphdef: nnx.GraphDef) -> Any:
-    """The evaluation step as it runs; the sums given to it are consumed."""
-    return jax.jit(make_eval_step(graphdef), donate_argnums=2)
+def jitted_eval_step(graphdef: nnx.GraphDef, mesh: Mesh) -> Any:
+    """The evaluation step as it runs on a mesh; the sums given to it are consumed."""
+    step = make_eval_step(graphdef)
+    return jax.jit(lowerings.compiling_for(parallel.platform(mesh))(step), donate_argnums=2)
 
 
 def make_evaluator(
@@ -41,7 +42,7 @@ def make_evaluator(
     Returns:
       A function giving "top1" and "top5" (fractions), "loss" (mean cross-entropy) and "count".
     """
-    eval_step = jitted_eval_step(graphdef)
+    eval_step = jitted_eval_step(graphdef, mesh)
 
     def evaluate(params: parameters.Params) -> dict[str, float]:
         sums = jax.device_put(zero_sums(), parallel.replicated(mesh))

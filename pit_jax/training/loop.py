@@ -116,6 +116,7 @@ class _Run:
         self.first_step = int(self.state.step)
         self.metrics: dict[str, float] = progress.get("metrics", {})
         self.evaluated_step: int | None = None
+        self.batches = TrainBatches(setup, self.first_step)
         self.teacher = teacher_params(setup)
         self.train_step = compile_step(setup, self.state, self.teacher)
         saved.prepare(self.state)
@@ -131,18 +132,17 @@ class _Run:
     def to_the_end(self) -> Result | Interrupted:
         """Trains; returns when all steps are done or the process was told to end."""
         steps = self.setup.steps
-        batches = TrainBatches(self.setup, self.first_step)
         with (
             orderly() as stopper,
             self._reporter() as reporter,
             contextlib.closing(self.profile),
         ):
             for step in range(self.first_step + 1, steps.total + 1):
-                self._step(step, batches, reporter)
+                self._step(step, reporter)
                 last = step == steps.total
                 if step % steps.log == 0 or last:
                     self.window.settle()
-                    bad = {"bad_images": batches.count_bad_images()}
+                    bad = {"bad_images": self.batches.count_bad_images()}
                     reporter.training(step, self.window.means() | bad)
                 if step % steps.evaluate == 0 or last:
                     self._evaluate(step, reporter)
@@ -157,9 +157,9 @@ class _Run:
         self.saved.wait()
         return self._finish()
 
-    def _step(self, step: int, batches: TrainBatches, reporter: Reporter) -> None:
+    def _step(self, step: int, reporter: Reporter) -> None:
         began = time.monotonic()
-        batch = parallel.to_global(self.setup.mesh, next(batches))
+        batch = parallel.to_global(self.setup.mesh, next(self.batches))
         waited = time.monotonic() - began
         self.state, metrics = self.profile.of(
             step, self.train_step, self.state, self.teacher, batch

@@ -91,7 +91,8 @@ def fit(
             values |= fresh_head(config, seed)
     found = {path: value.shape for path, value in values.items()}
     check_against(found, shapes, f"the table of {describe(config)} does not give its parameters:")
-    return parameters.unflatten({path: jnp.asarray(values[path]) for path in shapes})
+    # Not `jnp.asarray`, which compiles a program for every shape.
+    return parameters.unflatten({path: jax.device_put(values[path]) for path in shapes})
 
 
 def to_torch(

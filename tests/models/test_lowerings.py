@@ -1,6 +1,7 @@
 """Forcing the lowerings of a whole model."""
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -48,6 +49,45 @@ def test_an_unknown_operation_is_refused() -> None:
         lowerings.override(poling="dense"),
     ):
         pass
+
+
+def _program(platform: str) -> jax.extend.core.ClosedJaxpr:
+    """Of x on TPUs and 2 x elsewhere."""
+
+    @lowerings.compiling_for(platform)
+    def choose(x: jax.Array) -> jax.Array:
+        return lowerings.by_platform(x, default=lambda x: 2 * x, tpu=lambda x: x)
+
+    return jax.make_jaxpr(choose)(1.0)
+
+
+def test_a_platform_that_is_known_is_the_only_one_traced() -> None:
+    for platform, factor in (("cpu", 2), ("tpu", 1)):
+        program = _program(platform)
+        assert "cond" not in str(program)
+        assert jax.core.eval_jaxpr(program.jaxpr, program.consts, 3.0) == [3.0 * factor]
+    for platform in ("gpu", "cuda", "other"):
+        program = _program(platform)
+        assert "cond" in str(program)
+        assert jax.core.eval_jaxpr(program.jaxpr, program.consts, 3.0) == [6.0]
+
+
+def test_a_model_s_tpu_program_is_the_same_whether_it_is_said_or_found_out() -> None:
+    model = pit_jax.create_model(
+        "pit_ti", image_size=16, num_classes=3, patch_size=4, stride=4, widths=(64, 128),
+        depths=(1, 1), heads=(2, 4), dtype="bfloat16",
+    )  # fmt: skip
+    images = jax.ShapeDtypeStruct((8, 16, 16, 3), jnp.bfloat16)
+
+    def kernels(platform: str) -> int:
+        def step(images: jax.Array) -> jax.Array:
+            return jax.grad(lambda images: model(images).sum())(images)
+
+        traced = jax.jit(lowerings.compiling_for(platform)(step)).trace(images)
+        return traced.lower(lowering_platforms=("tpu",)).as_text().count("tpu_custom_call")
+
+    assert kernels("tpu") == kernels("unknown") > 0
+    assert kernels("cpu") == 0
 
 
 def test_the_library_forms_together_have_forward_mode_derivatives() -> None:

@@ -110,6 +110,17 @@ def test_equal_seeds_give_equal_parameters(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+def test_initial_values_compile_no_program_of_their_own(name, caplog):
+    """Which would take longer than drawing them; only the keys have programs."""
+    zoo.build(zoo.model_config(name, num_classes=3, **SMALL[name]))
+    odd = {"pit_ti": {"widths": [6, 18]}, "deit_ti_distilled": {"width": 22}}
+    sizes = SMALL[name] | odd.get(name, {"num_classes": 17})
+    with jax.log_compiles():
+        zoo.build(zoo.model_config(name, **{"num_classes": 5, **sizes}))
+    assert [line for line in caplog.messages if line.startswith("Compiling")] == []
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_feature_info_describes_the_features(name):
     model = zoo.build(zoo.model_config(name, num_classes=0, **SMALL[name]))
     maps = model.features(jnp.ones((1, 32, 32, 3)))

@@ -5,6 +5,7 @@ parameters are replicated, or, with fsdp > 1, their large axes are split over "f
 places the collectives (`jax.jit` with `NamedSharding` on an Auto mesh).
 """
 
+import dataclasses
 import importlib.util
 import logging
 import os
@@ -23,14 +24,49 @@ FSDP_AXIS = "fsdp"
 # Smaller arrays cost more to gather than they save: biases, norms, class tokens.
 MIN_SHARDED_SIZE = 2**14
 
+# Variables with the number of processes and of this one, as launchers set them; JAX's own first.
+_OPEN_MPI = ("Open MPI", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")
+_SLURM = ("SLURM", "SLURM_NTASKS", "SLURM_PROCID")
+_UNKNOWN_TO_JAX = (
+    ("MPI", "PMI_SIZE", "PMI_RANK"),
+    ("MVAPICH", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
+    ("torchrun", "WORLD_SIZE", "RANK"),
+)
+# Only all together do they make a task of a step, as `srun` starts it.
+_SLURM_STEP = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_LOCALID")
 
-# What launchers leave in the environment of a job that JAX knows how to join.
-_CLUSTER_VARIABLES = {
-    "SLURM": ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_LOCALID"),
-    "Open MPI": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
-    "Kubernetes": ("KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"),
-    "a TPU slice on Kubernetes": ("TPU_WORKER_HOSTNAMES",),
-}
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """What the environment tells of the job that this process belongs to.
+
+    Attributes:
+      launcher: what started it.
+      processes: how many there are; None where only JAX can find out.
+      process_id: of this one.
+      obstacle: why JAX cannot find the others, if it is known that it cannot.
+    """
+
+    launcher: str
+    processes: int | None = None
+    process_id: int | None = None
+    obstacle: str | None = None
+
+    def __str__(self) -> str:
+        process_id, processes = (
+            "?" if number is None else number for number in (self.process_id, self.processes)
+        )
+        return f"process {process_id} of {processes} ({self.launcher})"
+
+    def refusal(self, reason: object) -> str:
+        """What to say when JAX does not find the others, and what to do then."""
+        processes = "N" if self.processes is None else self.processes
+        here = "" if self.process_id is None else f" (here {self.process_id})"
+        return (
+            f"{self} does not find the others: {reason}; give each --coordinator=HOST:PORT of "
+            f"process 0, --num_processes={processes} and its --process_id{here}, or "
+            "--num_processes=1 to a process on its own"
+        )
 
 
 def start_processes(
@@ -41,11 +77,12 @@ def start_processes(
     timeout: int = 1800,
     heartbeat_timeout: int = 100,
 ) -> None:
-    """Joins this process to the others of its job; does nothing for a job of one process.
+    """Joins this process to the others of its job; does nothing where the arguments or the
+    environment say that there is one process.
 
-    To be called before anything touches a device. TPU slices, SLURM, Kubernetes and Open MPI are
-    recognised by JAX; on plain hosts the three arguments, or the environment variables
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, say who is who.
+    To be called before anything touches a device. TPU slices, SLURM, Kubernetes and Open MPI up to
+    version 4 are recognised by JAX; on plain hosts the three arguments, or the environment
+    variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, say who is who.
 
     Args:
       coordinator: "host:port" of process 0.
@@ -55,22 +92,57 @@ def start_processes(
       heartbeat_timeout: seconds after which a silent process counts as dead and the others end.
 
     Raises:
-      ValueError: only some of the three given, or a number out of range.
+      ValueError: only some of the three given, a number out of range, or a launcher's process for
+        which JAX does not find the others.
 
     When the others do not come in time JAX ends the process, with DEADLINE_EXCEEDED in its message.
     """
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
     num_processes = _number(num_processes, "JAX_NUM_PROCESSES")
     process_id = _number(process_id, "JAX_PROCESS_ID")
-    if num_processes == 1 or not _has_others(coordinator, num_processes, process_id, timeout):
+    if num_processes == 1:
         return
-    jax.distributed.initialize(
-        coordinator,
-        num_processes,
-        process_id,
-        initialization_timeout=timeout,
-        heartbeat_timeout_seconds=heartbeat_timeout,
-    )
+    job = None
+    if coordinator is None and num_processes is None and process_id is None:
+        job = _job()
+        if job is None:
+            return
+        if job.obstacle:
+            raise ValueError(job.refusal(job.obstacle))
+        logger.info(
+            "%s waits up to %d s for the others; if this hangs, see that all of them have started "
+            "and reach process 0",
+            job,
+            timeout,
+        )
+    else:
+        _check_description(coordinator, num_processes, process_id)
+        logger.info(
+            "process %s of %s waits up to %d s for %s; if this hangs, start the same command on "
+            "every host and see that they reach %s",
+            process_id,
+            num_processes,
+            timeout,
+            "the others" if process_id == 0 else f"process 0 at {coordinator}",
+            coordinator,
+        )
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            initialization_timeout=timeout,
+            heartbeat_timeout_seconds=heartbeat_timeout,
+        )
+    except (LookupError, OSError, RuntimeError, ValueError) as error:
+        # Whatever a cluster's API, metadata or variables lack comes as one of these.
+        reason = f"{error or type(error).__name__}".rstrip(".")
+        if job:
+            raise ValueError(job.refusal(reason)) from error
+        raise ValueError(
+            f"process {process_id} of {num_processes} cannot join the others at {coordinator}: "
+            f"{reason}"
+        ) from error
     logger.info(
         "process %d of %d is in, with %d of %d devices",
         jax.process_index(),
@@ -80,34 +152,20 @@ def start_processes(
     )
 
 
-def _has_others(
-    coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: int
-) -> bool:
-    """Whether there are processes to join; says which, since joining may take a while."""
+def _check_description(
+    coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> None:
     given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     missing = [name for name, value in given.items() if value is None]
-    if len(missing) == len(given):
-        cluster = _cluster()
-        if cluster:
-            logger.info("joining the other processes of %s; a hang means some are missing", cluster)
-        return cluster is not None
     if missing:
         raise ValueError(
             f"--{', --'.join(missing)} not given: a process on a plain host needs --coordinator, "
             "--num_processes and --process_id together"
         )
+    if not str(coordinator).rpartition(":")[2].isdecimal():
+        raise ValueError(f"--coordinator={coordinator} must be HOST:PORT, e.g. {coordinator}:8476")
     if not 0 <= int(process_id or 0) < int(num_processes or 0):
         raise ValueError(f"--process_id={process_id} is not one of {num_processes} processes")
-    logger.info(
-        "process %s of %s waits up to %d s for %s; if this hangs, start the same command on every "
-        "host and see that they reach %s",
-        process_id,
-        num_processes,
-        timeout,
-        "the others" if process_id == 0 else f"process 0 at {coordinator}",
-        coordinator,
-    )
-    return True
 
 
 def _number(value: int | None, variable: str) -> int | None:
@@ -119,16 +177,67 @@ def _number(value: int | None, variable: str) -> int | None:
         raise ValueError(f"${variable} must be a number, found {os.environ[variable]!r}") from error
 
 
-def _cluster() -> str | None:
-    """What kind of cluster started this process, if any."""
-    for name, variables in _CLUSTER_VARIABLES.items():
-        if all(variable in os.environ for variable in variables):
-            return name
-    # A TPU VM created by hand announces itself by its devices, and has libtpu to drive them.
+def _job() -> _Job | None:
+    """The job of several processes that this one belongs to; None for a process on its own."""
+    recognised = [job for job in (_open_mpi(), _slurm(), _tpu_pods()) if job]
+    others = [_told(*launcher, obstacle="unknown to JAX") for launcher in _UNKNOWN_TO_JAX]
+    # Launchers start one another, as mpiexec does its proxies by srun: the one that started most
+    # processes started this one.
+    job = max(
+        recognised + [job for job in others if job],
+        key=lambda job: job.processes or 0,
+        default=None,
+    )
+    if job and (job.processes or 0) > 1:
+        return job
+    return None if recognised else _of_unknown_size()
+
+
+def _told(launcher: str, count: str, number: str, obstacle: str | None = None) -> _Job | None:
+    if count not in os.environ or number not in os.environ:
+        return None
+    return _Job(launcher, _number(None, count), _number(None, number), obstacle)
+
+
+def _open_mpi() -> _Job | None:
+    # Where process 0 is stands in here alone; Open MPI 5 does not set it.
+    found = "OMPI_MCA_orte_hnp_uri" in os.environ
+    return _told(*_OPEN_MPI, obstacle=None if found else "$OMPI_MCA_orte_hnp_uri is not set")
+
+
+def _slurm() -> _Job | None:
+    return _told(*_SLURM) if all(name in os.environ for name in _SLURM_STEP) else None
+
+
+def _tpu_pods() -> _Job | None:
+    """Pods of GKE with TPUs, in one slice or several."""
+    hosts = os.environ.get("TPU_PROCESS_ADDRESSES", os.environ.get("TPU_WORKER_HOSTNAMES"))
+    if hosts is None:
+        return None
+    of_a_slice = len(hosts.split(","))
+    worker = _number(None, "TPU_WORKER_ID")
+    if worker is not None:
+        worker += of_a_slice * (_number(None, "MEGASCALE_SLICE_ID") or 0)
+    slices = _number(None, "MEGASCALE_NUM_SLICES") or 1
+    return _Job("a TPU slice on Kubernetes", of_a_slice * slices, worker)
+
+
+def _of_unknown_size() -> _Job | None:
+    """A job whose number of processes only an API or a metadata server tells."""
+    if "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" in os.environ:
+        installed = importlib.util.find_spec("kubernetes") is not None
+        return _Job(
+            "Kubernetes",
+            process_id=_number(None, "JOB_COMPLETION_INDEX"),
+            obstacle=None if installed else "the package kubernetes is not installed",
+        )
+    # A TPU VM created by hand announces itself by its devices, and has libtpu to drive them; JAX
+    # forbids itself to ask for the others where it has not found any chips.
     accelerators = [*Path("/dev").glob("accel[0-9]*"), *Path("/dev/vfio").glob("[0-9]*")]
     on_cpu = os.environ.get("JAX_PLATFORMS", "") == "cpu"
     drivable = importlib.util.find_spec("libtpu") is not None
-    return "a TPU slice" if accelerators and drivable and not on_cpu else None
+    asks = "TPU_SKIP_MDS_QUERY" not in os.environ
+    return _Job("a TPU slice") if accelerators and drivable and asks and not on_cpu else None
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -42,6 +42,13 @@ os.environ["PIT_JAX_CACHE"] = CACHE
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Jobs of several processes first: among several workers one gets them all, beside tests that
+    take one core, where at the end all workers would start such jobs at once.
+    """
+    items.sort(key=lambda item: "test_processes" not in item.nodeid)
+
+
 def pytest_sessionfinish() -> None:
     if IS_FIRST:
         shutil.rmtree(CACHE, ignore_errors=True)

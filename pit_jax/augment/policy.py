@@ -81,7 +81,8 @@ def parse(text: str) -> Policy:
 
     Sections: `m` magnitude (10), `mstd` its standard deviation (0; above 100 uniform), `mmax` the
     largest magnitude (10), `inc` 1 for increasing severity (0), `n` operations per image (2), `p`
-    probability of each (0.5).
+    probability of each (0.5). timm's `t`, other sets of operations with experimental weights, is
+    not among them.
 
     Raises:
       ValueError: another scheme than "rand", an unknown or repeated section, or a number that

@@ -1,9 +1,12 @@
 """What the command-line programs share: readable log lines, and errors as one line."""
 
+import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable
+import time
+import traceback
+from collections.abc import Callable, Iterator
 from typing import NoReturn, TypeVar
 
 from absl import logging as absl_logging
@@ -11,6 +14,9 @@ from absl import logging as absl_logging
 Result = TypeVar("Result")
 
 USER_ERROR = 2
+# Seconds that process 0 stays when it has failed: what is wrong is often wrong everywhere, and when
+# it goes JAX ends the others, whatever they were about to say.
+LAST_WORDS = 5
 
 
 def set_up_logging() -> None:
@@ -58,3 +64,35 @@ def or_fail(function: Callable[..., Result], *arguments: object, **options: obje
         return function(*arguments, **options)
     except ValueError as error:
         fail(error)
+
+
+@contextlib.contextmanager
+def of_several() -> Iterator[None]:
+    """Ends a process of several at once when it fails, for the others to notice that it is gone.
+
+    Without this JAX would keep the failed process, and with it all others, waiting for a common end
+    that does not come. A process on its own fails as any program does.
+    """
+    try:
+        yield
+    except BaseException as error:
+        import jax
+
+        if not jax.distributed.is_initialized():
+            raise
+        if isinstance(error, SystemExit):
+            status = error.code if isinstance(error.code, int) else int(error.code is not None)
+        else:
+            traceback.print_exc()
+            print(
+                "error: this process of several ends; if it was another that failed first, that "
+                "one's log has the reason",
+                file=sys.stderr,
+            )
+            status = 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        with contextlib.suppress(RuntimeError):  # devices may be what it lacks
+            if jax.process_index() == 0:
+                time.sleep(LAST_WORDS)
+        os._exit(status)

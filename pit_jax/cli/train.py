@@ -68,6 +68,7 @@ def _paths(config: ConfigDict, prefix: str = "") -> list[str]:
     return paths
 
 
+@console.of_several()
 def _main(arguments: Sequence[str]) -> None:
     if len(arguments) > 1:
         console.fail(f"unexpected argument {arguments[1]!r}: options are written --name=value")

@@ -7,11 +7,13 @@ go through PIL.
 """
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import PIL
+from PIL import Image
 
 from pit_jax.data.images import Box, decode_rgb, resize
 from pit_jax.data.memory import Memory
@@ -20,6 +22,8 @@ PILLOW = int(PIL.__version__.split(".")[0])
 JPEG_MAGIC = b"\xff\xd8\xff"
 # Not CMYK and YCCK, whose inks PIL mixes a level differently.
 COLOURSPACES = ("YCbCr", "Gray", "RGB")
+# What PIL refuses as a "decompression bomb"; it shall be the one to say so.
+LARGEST_DECODED = 2 * (Image.MAX_IMAGE_PIXELS or sys.maxsize)
 # Bytes of a decoded image whose memory is kept for the next one: 2,000 x 1,500 pixels.
 LARGEST_KEPT = 2000 * 1500 * 3
 
@@ -39,7 +43,7 @@ def fast_decoder() -> Callable[[bytes], np.ndarray | None] | None:
     def decode(data: bytes) -> np.ndarray | None:
         try:
             height, width, colourspace, _ = simplejpeg.decode_jpeg_header(data)
-            if colourspace not in COLOURSPACES:
+            if colourspace not in COLOURSPACES or height * width > LARGEST_DECODED:
                 return None
             pixels = memory.array((height, width, 3), np.uint8)
             simplejpeg.decode_jpeg(data, "RGB", buffer=pixels)

@@ -15,8 +15,8 @@ import numpy as np
 class Memory:
     """Arrays whose memory is used again once an array and all its views are gone.
 
-    For arrays that are nearly the same size: a block too small for what is asked for is given up.
-    Any number of threads may use one.
+    A block too small for what is asked for is given up, so that after a while all are as large as
+    the largest arrays. Any number of threads may use one.
 
     Args:
       largest: bytes; the memory of larger arrays goes back to the system.

@@ -175,7 +175,7 @@ class Reading:
     """How a process reads its share of the batches.
 
     Attributes:
-      threads: that decode; 0 for one per core, at most 16.
+      threads: that decode; 0 for one per core, at most 64.
       prefetch: batches that are made while others are used, at least 1.
       process: this process's number, from 0.
       processes: how many there are.

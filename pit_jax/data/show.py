@@ -99,10 +99,12 @@ def run() -> None:
     from absl import app, flags
     from ml_collections import config_flags
 
+    from pit_jax.cli.train import parse_flags
+
     config_flags.DEFINE_config_file("config", help_string="The experiment, e.g. configs/digits.py.")
     flags.DEFINE_string("out", None, "The picture, e.g. grid.png.")
     flags.mark_flags_as_required(["config", "out"])
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)
 
 
 if __name__ == "__main__":

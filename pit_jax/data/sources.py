@@ -51,15 +51,38 @@ def open_source(name: str, split: str, data_dir: str | None = None) -> Source:
     features = builder.info.features
     if features is None or "image" not in features or "label" not in features:
         raise ValueError(f"TFDS set {name!r} has no 'image' and 'label' features: {features}")
+    if not isinstance(features["label"], tfds.features.ClassLabel):
+        raise ValueError(
+            f"the labels of TFDS set {name!r} are {features['label']}, not classes: choose a set "
+            "for classification"
+        )
     base_split = split.split("[", maxsplit=1)[0]
     if base_split not in builder.info.splits:
         known = list(builder.info.splits)
         raise ValueError(
-            f"{name} in {builder.data_path} has no split {base_split!r}"
-            f"{suggestion(base_split, known)}; it has {', '.join(known)}"
+            f"{name} has no split {base_split!r}{suggestion(base_split, known)}: looked in "
+            f"{builder.data_path}, found {', '.join(known)}; choose one of these"
         )
+    _check_files(name, builder, base_split)
     examples = builder.as_data_source(split, decoders=ENCODED)
     return Source(f"{name}/{split}", examples, features["label"].num_classes)
+
+
+def _check_files(name: str, builder: tfds.core.DatasetBuilder, split: str) -> None:
+    """Refuses a split of which files are missing, that would be missed in the middle of training.
+
+    Raises:
+      ValueError: naming the first one.
+    """
+    files = [Path(path) for path in builder.info.splits[split].filepaths]
+    missing = [path for path in files if not path.is_file()]
+    if missing:
+        raise ValueError(
+            f"{name}/{split} is not complete: looked in {builder.data_path}, found "
+            f"{len(files) - len(missing)} of {len(files)} files, not {missing[0].name}; copy them "
+            "again, or remove the folder and run: "
+            f"python -m pit_jax.data.prepare {name}"
+        )
 
 
 def cache_dir() -> Path:

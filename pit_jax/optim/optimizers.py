@@ -91,15 +91,13 @@ def make_optimizer(
                 f"{', '.join(known)}"
             )
     rule = OPTIMIZERS[name](weight_decay=weight_decay, mask=mask, **options)
-    steps: list[optax.GradientTransformation] = [
+    # Clipping and scales have no state of their own; with or without them a stored state fits.
+    return optax.chain(
+        optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm),
         optax.GradientTransformationExtraArgs(rule.init, rule.update),
         optax.scale_by_learning_rate(learning_rate),
-    ]
-    if clip_norm is not None:
-        steps.insert(0, optax.clip_by_global_norm(clip_norm))
-    if layer_scales is not None:
-        steps.append(_scale_by_tree(layer_scales))
-    return optax.chain(*steps)
+        optax.identity() if layer_scales is None else _scale_by_tree(layer_scales),
+    )
 
 
 def _scale_by_tree(scales: Mapping[str, Any]) -> optax.GradientTransformation:

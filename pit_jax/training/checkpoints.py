@@ -7,7 +7,9 @@ of a copy on the devices; all else happens in a thread.
 WORKDIR/config.json                     the experiment, the model it builds, versions
 WORKDIR/checkpoints/STEP/params         what the optimizer trains, and statistics, ema,
                         /optimizer      its state; each restorable by itself
-                        /progress       position in the data, metrics not yet logged, versions
+                        /progress       position in the data, metrics not yet logged, and what
+                                        config.json held at that step
+                        /metrics        of an evaluation of that very state
 WORKDIR/checkpoints/damaged-STEP        what could not be read
 """
 
@@ -68,7 +70,13 @@ class Checkpoints:
         self._snapshot: Future[Any] | None = None
 
     def _open(self) -> ocp.CheckpointManager:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot make {self._folder}: {error.strerror or error}; remove what is there, or "
+                "choose a --workdir that can be written"
+            ) from error
         processes = set(range(jax.process_count()))
         return _Manager(
             self._folder,
@@ -81,6 +89,8 @@ class Checkpoints:
                         ),
                     ]
                 ),
+                # Without it Orbax would not store metrics, and forget the best at a restart.
+                best_fn=_ranking,
                 cleanup_tmp_directories=True,
                 enable_background_delete=True,
                 create=False,
@@ -152,11 +162,13 @@ class Checkpoints:
         The seed is the configuration's, and not stored.
 
         A checkpoint that cannot be read is renamed to damaged-STEP and the one before it taken;
-        with none left there is None.
+        where there are none, there is None.
 
         Raises:
-          CheckpointError: a checkpoint that holds another model or optimizer.
+          CheckpointError: a checkpoint that holds another model or optimizer; or there were some,
+            and none of them can be read.
         """
+        lost: list[int] = []
         while (step := self.latest_step()) is not None:
             self._check_structure(step, abstract)
             failure: Exception | None = None
@@ -167,6 +179,13 @@ class Checkpoints:
             if parallel.all_agree(failure is None):
                 return restored
             self._set_aside(step, failure)
+            lost.append(step)
+        if lost:
+            raise CheckpointError(
+                f"no checkpoint in {self._folder} can be read: those of steps "
+                f"{', '.join(map(str, lost))} are set aside there as damaged-STEP. Restore them "
+                "from a copy; or run the same command again, to start from the beginning"
+            )
         return None
 
     def _restore(self, step: int, abstract: TrainState, seed: int) -> tuple[TrainState, Progress]:
@@ -185,38 +204,51 @@ class Checkpoints:
         return state, restored["progress"]
 
     def _check_structure(self, step: int, abstract: TrainState) -> None:
-        """Refuses a checkpoint whose parameters have other names or shapes."""
-        try:
-            with ocp.StandardCheckpointer() as checkpointer:
-                tree = checkpointer.metadata(self._folder / str(step) / "params").item_metadata.tree
-            stored = {name: tuple(leaf.shape) for name, leaf in parameters.flatten(tree).items()}
-        except Exception:  # unreadable, which is damage: restoring will say so
-            return
-        expected = {
-            name: tuple(leaf.shape) for name, leaf in parameters.flatten(abstract.params).items()
-        }
-        if stored != expected:
+        """Refuses a checkpoint whose arrays have other names or shapes: that is no damage."""
+        for item, tree in _items(abstract).items():
+            expected = _shapes(tree)
+            folder = self.path(step) / item
+            try:
+                with ocp.StandardCheckpointer() as checkpointer:
+                    stored = _shapes(checkpointer.metadata(folder).item_metadata.tree)
+            except Exception:  # unreadable, which is damage: restoring will say so
+                if folder.exists() or not (self.path(step) / "params").exists():
+                    continue
+                stored = {}
+            if stored == expected:
+                continue
             names = sorted(
                 name
                 for name in stored.keys() | expected.keys()
                 if stored.get(name) != expected.get(name)
             )
+            of = {"optimizer": "optimizer", "ema": "moving average"}.get(item, "model")
             raise CheckpointError(
-                f"the checkpoint {self.path(step)} is of another model: {len(names)} parameters "
-                f"differ, first {names[0]}: stored {stored.get(names[0], 'none')}, expected "
-                f"{expected.get(names[0], 'none')}. Use another --workdir"
+                f"the checkpoint {self.path(step)} is of another {of}: {len(names)} arrays of its "
+                f"{item} differ, first {names[0]}: stored {stored.get(names[0], 'none')}, expected "
+                f"{expected.get(names[0], 'none')}. Use another --workdir, or the configuration "
+                f"it was written with; to start from its weights, --config.init_from=RUN_DIRECTORY"
             )
 
     def _set_aside(self, step: int, failure: Exception | None) -> None:
         self._manager.close()
-        damaged = self._folder / f"damaged-{step}"
+        taken = len(list(self._folder.glob(f"damaged-{step}*")))
+        damaged = self._folder / f"damaged-{step}{f'.{taken}' if taken else ''}"
         reason = " ".join(str(failure).split())[:300] if failure else "unreadable elsewhere"
         logger.warning(
             "the checkpoint of step %d cannot be read (%s); moved to %s", step, reason, damaged
         )
+        failed: OSError | None = None
         if jax.process_index() == 0:
-            self.path(step).rename(damaged)
-        parallel.wait_for_all(f"set aside {step}")
+            try:
+                self.path(step).rename(damaged)
+            except OSError as error:
+                failed = error
+        if not parallel.all_agree(failed is None):
+            raise CheckpointError(
+                f"cannot rename {self.path(step)}, which is damaged, to {damaged.name}: "
+                f"{failed or 'the first process tells why'}; move it away"
+            )
         self._manager = self._open()
 
     def path(self, step: int) -> Path:
@@ -267,6 +299,16 @@ def _items(state: TrainState) -> dict[str, Any]:
     return {name: tree for name, tree in items.items() if tree}
 
 
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes by name, of a tree as it is or as Orbax describes it."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in leaves
+        if hasattr(leaf, "shape")
+    }
+
+
 def _snapshot(state: TrainState) -> tuple[TrainState, jax.Array]:
     """A copy, and whether all of it is finite: the loss of a step does not tell of its update."""
     finite = [
@@ -300,13 +342,16 @@ def restore_params(run_directory: str | os.PathLike[str]) -> tuple[dict[str, Any
     steps = sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
     if not steps:
         raise ValueError(f"{root} holds no complete checkpoint yet")
+    newest = folder / str(steps[-1])
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+        record |= checkpointer.restore(newest / "progress")
     model = record["model"]
     _, shapes = zoo.abstract(zoo.model_config(model["name"], **model["options"]))
     trained, statistics = parameters.separate(shapes)
     item = "ema" if record["config"]["evaluate_ema"] else "params"
-    params = _read(folder / str(steps[-1]) / item, trained)
+    params = _read(newest / item, trained)
     if statistics:
-        statistics = _read(folder / str(steps[-1]) / "statistics", statistics)
+        statistics = _read(newest / "statistics", statistics)
     return parameters.join(params, statistics), model
 
 

@@ -72,7 +72,7 @@ class DataConfig:
     eval_protocol: str = "deit"
     """Evaluation crop: "deit" (256, centre 224), "timm" (248, centre 224) or "resize"."""
     threads: int = 0
-    """Threads that decode; 0 for one per core, at most 16."""
+    """Threads that decode; 0 for one per core, at most 64."""
     prefetch: int = 2
     """Batches that are made while others are used, each in the host's memory."""
 
@@ -334,10 +334,18 @@ def _out_of_range(config: TrainConfig) -> list[str]:
             "config.augment.label_smoothing must be in [0, 1), found "
             f"{config.augment.label_smoothing}"
         )
+    if config.data.threads < 0:
+        problems.append(f"config.data.threads must be at least 0, found {config.data.threads}")
     if not 0 <= config.seed < 2**31:
         problems.append(f"config.seed must be in [0, 2**31), found {config.seed}")
     if config.ema_decay is not None and not 0.0 < config.ema_decay < 1.0:
         problems.append(f"config.ema_decay must be in (0, 1), found {config.ema_decay}")
+    problems += [
+        "config.profile_steps must be the first and the last step, counted from 1, or (0, 0), "
+        f"found {first, last}"
+        for first, last in [config.profile_steps]
+        if (first, last) != (0, 0) and not 1 <= first <= last
+    ]
     problems += [
         "config.min_top1_at must give fractions in [0, 1] for epochs from 1, found "
         f"{{{epoch}: {top1}}}"

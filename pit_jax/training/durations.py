@@ -17,7 +17,7 @@ def to_steps(name: str, duration: str, *, steps_per_epoch: int, batch_size: int)
     Raises:
       ValueError: not such a text.
     """
-    match = re.fullmatch(r"\s*([\d_]+(?:\.\d+)?)\s*(epoch|step|example)s?\s*", duration)
+    match = re.fullmatch(r"\s*(\d[\d_]*(?:\.\d+)?)\s*(epoch|step|example)s?\s*", duration)
     if match is None:
         raise ValueError(
             f"{name} must be a number and a unit, such as '5 epochs', '1000 steps' or "

@@ -1,27 +1,38 @@
-"""Model FLOPs utilisation: what a compiled step computes a second over what its devices could."""
+"""Model FLOPs utilisation: what a model needs computed a second over what its devices could."""
 
-import logging
+import re
 from typing import Any
 
 import jax
 
-logger = logging.getLogger(__name__)
+from pit_jax import flops
 
-# Dense bfloat16 FLOPs per second of one device, by the start of JAX's name for its kind; the
-# longest that fits counts. From the vendors' data sheets.
+# Dense bfloat16 FLOPs per second (float16 where there is no bfloat16) of one device, by the first
+# words of JAX's name for its kind; the longest that fits counts. From the vendors' data sheets.
 PEAK_FLOPS = {
     "TPU v2": 22.5e12,  # a core: JAX counts two to a chip before v4
     "TPU v3": 61.5e12,
     "TPU v4": 275e12,
+    "TPU v4 lite": 138e12,
     "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
     "TPU v5p": 459e12,
     "TPU v5": 459e12,
     "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "TPU7x": 1153.5e12,  # a core: the chip's 2307 are those of the two that JAX counts
+    "Tesla V100": 125e12,
+    "Tesla V100-PCIE": 112e12,
     "NVIDIA V100": 125e12,
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
     "NVIDIA H200": 989e12,
+    "NVIDIA GH200": 989e12,
+    "NVIDIA B200": 2250e12,
     "NVIDIA L4": 121e12,
+    "NVIDIA L40S": 362e12,
     "NVIDIA GeForce RTX 3090": 71e12,
     "NVIDIA GeForce RTX 4090": 165.2e12,
 }
@@ -29,18 +40,27 @@ PEAK_FLOPS = {
 
 def peak_flops(device: jax.Device) -> float | None:
     """Peak of a device, or None for a kind that is not in the table, such as a CPU."""
-    fitting = [kind for kind in PEAK_FLOPS if device.device_kind.startswith(kind)]
+    fitting = [kind for kind in PEAK_FLOPS if re.match(rf"{re.escape(kind)}\b", device.device_kind)]
     return PEAK_FLOPS[max(fitting, key=len)] if fitting else None
 
 
-def utilisation(compiled: Any, peak: float | None) -> float | None:
-    """Fraction of the peak that one step a second would be; None where either is unknown.
+def utilisation(
+    model: Any, teacher: Any | None, *, images: float, peak: float | None
+) -> float | None:
+    """Fraction of a device's peak that one training step a second would be; None where the peak is
+    unknown.
+
+    The operations are the model's own, and the teacher's forward pass: a compiler counts neither
+    what kernels compute inside nor how often a loop runs, but does count what is computed again.
 
     Args:
-      compiled: a compiled program; the compiler's count of its FLOPs is per device.
+      model: configuration of the network that is trained.
+      teacher: of its teacher, None without one.
+      images: of a step and device.
       peak: FLOPs per second of one device, None for the table's.
     """
     peak = peak or peak_flops(jax.local_devices()[0])
-    analysis = compiled.cost_analysis() or {}
-    flops = analysis.get("flops")
-    return flops / peak if peak and flops else None
+    of_image = flops.model_flops(model, training=True)
+    if teacher is not None:
+        of_image += flops.model_flops(teacher, training=False)
+    return images * of_image / peak if peak else None

@@ -31,7 +31,7 @@ from pit_jax.training.evaluation import make_evaluator, protocol_of
 from pit_jax.training.flops_rate import utilisation
 from pit_jax.training.profile import Profile
 from pit_jax.training.reporting import Reporter
-from pit_jax.training.setup import Setup, prepare, versions
+from pit_jax.training.setup import Setup, prepare, record, record_of
 from pit_jax.training.stopping import orderly
 from pit_jax.training.window import TrainingError, Window
 from pit_jax.weights.cards import make_card
@@ -100,8 +100,14 @@ def run(setup: Setup) -> Result | Interrupted:
         logger.info("%s is finished; nothing to do", setup.workdir)
         return finished
     config = setup.config
-    with contextlib.closing(Checkpoints(setup.workdir, keep=config.keep_checkpoints)) as saved:
-        return _Run(setup, saved).to_the_end()
+    try:
+        with contextlib.closing(Checkpoints(setup.workdir, keep=config.keep_checkpoints)) as saved:
+            return _Run(setup, saved).to_the_end()
+    except OSError as error:
+        raise TrainingError(
+            f"the run in {setup.workdir} cannot go on: {error}. What was saved before is as it "
+            "was; make room or mend the folder, then run the same command again"
+        ) from error
 
 
 class _Run:
@@ -113,19 +119,23 @@ class _Run:
         self.started = time.monotonic()
         overview(setup)
         self.state, progress = start_state(setup, saved)
+        record(setup)  # not before it is known to fit what is there
         self.first_step = int(self.state.step)
         self.metrics: dict[str, float] = progress.get("metrics", {})
         self.evaluated_step: int | None = None
-        self.batches = TrainBatches(setup, self.first_step)
+        self.batches = TrainBatches(setup, progress.get("next_batch", 0))
         self.teacher = teacher_params(setup)
         self.train_step = compile_step(setup, self.state, self.teacher)
         saved.prepare(self.state)
         self.evaluate = make_evaluator(setup.learner.graphdef, setup.mesh, eval_batches(setup))
-        self.profile = Profile(setup.workdir, *setup.config.profile_steps)
+        self.profile = Profile(
+            setup.workdir, *setup.config.profile_steps, total_steps=setup.steps.total
+        )
         self.window = Window(
             progress.get("window", []),
             on_nonfinite=setup.config.on_nonfinite,
             max_skips=setup.config.max_skips,
+            skips_in_a_row=int(jax.device_get(self.state.skipped)[0]),
             last_good=self._last_good,
         )
 
@@ -160,13 +170,13 @@ class _Run:
     def _step(self, step: int, reporter: Reporter) -> None:
         began = time.monotonic()
         batch = parallel.to_global(self.setup.mesh, next(self.batches))
-        waited = time.monotonic() - began
+        reporter.waited(time.monotonic() - began)
         self.state, metrics = self.profile.of(
             step, self.train_step, self.state, self.teacher, batch
         )
         fetched = self.window.add(step, metrics)
         if fetched is not None:
-            reporter.step(step - 1, fetched, waited)
+            reporter.step(step - 1, fetched)
 
     def _evaluate(self, step: int, reporter: Reporter) -> None:
         self.window.settle()
@@ -197,7 +207,7 @@ class _Run:
             "next_batch": step,
             "window": self.window.rows,
             "metrics": self.metrics,
-            "versions": versions(),
+            **record_of(self.setup),
         }
         evaluated = self.metrics if self.evaluated_step == step else {}
         self.saved.save(self.state, step, progress, evaluated)
@@ -220,7 +230,7 @@ class _Run:
             weights=weights,
             seconds=round(seconds, 3),
             images_per_second=round(images / seconds, 1),
-            versions=versions(),
+            versions=record_of(setup)["versions"],
         )
         if jax.process_index() == 0:
             text = json.dumps(dataclasses.asdict(result), indent=2) + "\n"
@@ -236,7 +246,12 @@ class _Run:
             total_steps=steps.total,
             batch_size=config.batch_size,
             first_step=self.first_step,
-            step_utilisation=utilisation(self.train_step, config.peak_flops),
+            step_utilisation=utilisation(
+                self.setup.model_config,
+                self.setup.teacher_config,
+                images=config.batch_size / self.setup.mesh.size,
+                peak=config.peak_flops,
+            ),
             tensorboard=config.tensorboard,
             active=jax.process_index() == 0,
         )

@@ -19,13 +19,22 @@ class Profile:
       workdir: the run directory; the trace goes to its plugins/profile folder.
       first: step that starts the trace.
       last: step that ends it.
+      total_steps: of the run; a profile that goes beyond them is announced to stay short or empty.
     """
 
-    def __init__(self, workdir: Path, first: int, last: int):
+    def __init__(self, workdir: Path, first: int, last: int, *, total_steps: int):
         self._workdir = workdir
         self._first = first
         self._last = last
         self._running = False
+        if last > total_steps:
+            logger.warning(
+                "config.profile_steps=(%d, %d) goes beyond the last step, %d: %s",
+                first,
+                last,
+                total_steps,
+                "nothing will be traced" if first > total_steps else "the trace ends there",
+            )
 
     def of(self, step: int, function: Callable[..., Result], *arguments: object) -> Result:
         """Result of a step's function; the one that ends the trace is waited for."""

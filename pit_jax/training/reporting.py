@@ -75,9 +75,12 @@ class Reporter:
             if tensorboard:
                 self._submit(self._open_writer)
 
-    def step(self, step: int, metrics: Mapping[str, float], data_wait: float) -> None:
-        """Moves the live bar; `data_wait` is for how many seconds the step's batch was waited."""
-        self._waited += data_wait
+    def waited(self, seconds: float) -> None:
+        """The loop had to wait so long for a batch."""
+        self._waited += seconds
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Moves the live bar to a step whose metrics are there."""
         if not self._bar.disable:
             self._bar.set_postfix_str(
                 f"loss {metrics['loss']:.3f}, top1 {metrics['top1']:.1%}", refresh=False
@@ -98,10 +101,13 @@ class Reporter:
         if self._step_utilisation is not None:
             found["mfu"] = steps_per_second * self._step_utilisation
             mfu = f"  MFU {found['mfu']:.1%}"
+        learning = "all updates skipped"  # their losses are none
+        if "loss" in found:
+            learning = f"loss {found['loss']:.4f}  top1 {found['top1']:.2%}"
         left = (self._total_steps - step) / max(steps_per_second, 1e-9)
         self._say(
-            f"step {step}/{self._total_steps}  epoch {found['epoch']:.1f}  "
-            f"loss {found['loss']:.4f}  top1 {found['top1']:.2%}  lr {found['learning_rate']:.2e}  "
+            f"step {step}/{self._total_steps}  epoch {found['epoch']:.1f}  {learning}  "
+            f"lr {found['learning_rate']:.2e}  "
             f"{found['images_per_second']:,.0f} images/s{mfu}  ETA {duration(left)}"
         )
         self._last_step, self._last_time = step, time.monotonic()

@@ -129,7 +129,7 @@ def prepare(
         train_source=train_source,
         eval_source=eval_source,
     )
-    _record(setup, allow_config_changes)
+    _compare(setup, allow_config_changes)
     return setup
 
 
@@ -334,7 +334,7 @@ def _optimizer(
         **options.options,
     )
     if not options.frozen:
-        return optimizer
+        return optax.chain(optimizer, optax.identity())  # so that a stored state fits both
     flat = parameters.flatten(params)
     parts = {path[: index.start()] for path in flat for index in re.finditer("/|$", path)}
     for part in options.frozen:
@@ -343,9 +343,14 @@ def _optimizer(
                 f"config.optimizer.frozen names {part!r}, which is no part of {config.model.name}"
                 f"{suggestion(part, parts)}"
             )
-    frozen = {path: _is_within(path, options.frozen) for path in flat}
-    still = optax.masked(optax.set_to_zero(), parameters.unflatten(frozen))
-    return optax.chain(optimizer, still)
+    moves = {path: not _is_within(path, options.frozen) for path in flat}
+    tree = parameters.unflatten(moves)
+
+    def freeze(updates: Any, _: Any) -> Any:
+        return jax.tree.map(lambda u, moves: u if moves else jnp.zeros_like(u), updates, tree)
+
+    # Not `optax.masked`, which keeps a state, if an empty one.
+    return optax.chain(optimizer, optax.stateless(freeze))
 
 
 def _is_within(path: str, parts: tuple[str, ...]) -> bool:
@@ -369,14 +374,9 @@ def _writable(workdir: str | os.PathLike[str]) -> Path:
         ) from error
 
 
-def _record(setup: Setup, allow_changes: bool) -> None:
-    """Stores the experiment in its directory, or compares it with the one stored there.
-
-    Raises:
-      ValueError: the directory belongs to another experiment; the differing options are listed.
-    """
-    path = setup.workdir / CONFIG_FILE
-    record = {
+def record_of(setup: Setup) -> dict[str, Any]:
+    """The experiment as JSON: its configuration, the model that follows from it, versions."""
+    return {
         "config": dataclasses.asdict(setup.config),
         "model": {
             "name": setup.config.model.name,
@@ -384,17 +384,41 @@ def _record(setup: Setup, allow_changes: bool) -> None:
         },
         "versions": versions(),
     }
-    text = json.dumps(record, indent=2) + "\n"
-    if path.is_file():
-        before = json.loads(path.read_text())["config"]
-        changes = _changes(before, json.loads(text)["config"])
-        if changes and not allow_changes:
-            raise ValueError(
-                f"{setup.workdir} belongs to another experiment: {'; '.join(changes)}. Use another "
-                "--workdir, or --allow_config_changes to continue it with these"
-            )
+
+
+def record(setup: Setup) -> None:
+    """Stores the experiment in its directory, for what continues or reads it.
+
+    Raises:
+      OSError: it cannot be written.
+    """
     if jax.process_index() == 0:
-        replace_file(path, text.encode())
+        text = json.dumps(record_of(setup), indent=2) + "\n"
+        replace_file(setup.workdir / CONFIG_FILE, text.encode())
+
+
+def _compare(setup: Setup, allow_changes: bool) -> None:
+    """Compares the experiment with the one that the directory belongs to, or makes it this one's.
+
+    Raises:
+      ValueError: another one; the differing options are listed. Or it cannot be recorded.
+    """
+    path = setup.workdir / CONFIG_FILE
+    if not path.is_file():
+        try:
+            record(setup)
+        except OSError as error:
+            raise ValueError(f"cannot write {path}: {error.strerror or error}") from error
+        return
+    if allow_changes:
+        return  # what the directory holds has to fit first
+    before = json.loads(path.read_text())["config"]
+    changes = _changes(before, json.loads(json.dumps(record_of(setup)))["config"])
+    if changes:
+        raise ValueError(
+            f"{setup.workdir} belongs to another experiment: {'; '.join(changes)}. Use another "
+            "--workdir, or --allow_config_changes to continue it with these"
+        )
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any], path: str = "config") -> list[str]:

@@ -6,18 +6,22 @@ from typing import Any
 
 import jax
 
+# What a log line gives of the last step; all else is a mean.
+NEWEST = ("learning_rate", "skipped")
+
 
 class TrainingError(RuntimeError):
     """Training went wrong in a way that continuing as is cannot mend."""
 
 
 class Window:
-    """Collects the metrics of steps.
+    """Collects the metrics of steps; of a step whose update was skipped only those of `NEWEST`.
 
     Args:
       rows: metrics left over from before an interruption.
       on_nonfinite: "stop" or "skip".
       max_skips: skipped updates in a row that stop the run.
+      skips_in_a_row: how many there were up to now.
       last_good: names the last checkpoint, for the message.
     """
 
@@ -27,6 +31,7 @@ class Window:
         *,
         on_nonfinite: str,
         max_skips: int,
+        skips_in_a_row: int,
         last_good: Callable[[], str],
     ):
         self.rows = list(rows)
@@ -34,7 +39,7 @@ class Window:
         self._max_skips = max_skips
         self._last_good = last_good
         self._queued: tuple[int, dict[str, jax.Array]] | None = None
-        self._skips_in_a_row = 0
+        self._skips_in_a_row = skips_in_a_row
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> dict[str, float] | None:
         """Queues the metrics of a step; those of the step before, now fetched, or None.
@@ -67,15 +72,15 @@ class Window:
                 f"{broken[0]} was not finite in {self._skips_in_a_row} steps in a row, up to step "
                 f"{step}; the last good checkpoint: {self._last_good()}"
             )
-        if not broken:
-            self.rows.append(values)
+        self.rows.append({name: values[name] for name in NEWEST} if broken else values)
         return values
 
     def means(self) -> dict[str, Any]:
-        """Means over the collected steps, of learning rate and skips the newest; then empty."""
-        rows, self.rows = self.rows or [dict.fromkeys(_NAMES, math.nan)], []
-        means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
-        return means | {name: rows[-1][name] for name in ("learning_rate", "skipped")}
-
-
-_NAMES = ("loss", "top1", "gradient_norm", "learning_rate", "skipped")
+        """Means over the collected steps, of learning rate and skips the newest; then empty. Where
+        all updates were skipped there are no means, only the newest.
+        """
+        rows, self.rows = self.rows, []
+        finite = [row for row in rows if row.keys() - NEWEST]
+        names = finite[0] if finite else {}
+        means = {name: sum(row[name] for row in finite) / len(finite) for name in names}
+        return means | {name: rows[-1][name] for name in NEWEST}

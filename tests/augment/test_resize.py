@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
 from pit_jax.augment import resize
 from pit_jax.data.images import crop_and_resize, random_crop_box
@@ -12,11 +13,13 @@ from pit_jax.data.jpeg import cut
 CANVAS = (300, 340)
 
 
-def differences(pictures, boxes, size, run) -> np.ndarray:
+def differences(pictures, boxes, size, run, canvas_size=CANVAS) -> np.ndarray:
     """(images, H, W, 3) grey levels from PIL."""
-    crops = [cut(picture, box, CANVAS, size) for picture, box in zip(pictures, boxes, strict=True)]
+    crops = [
+        cut(picture, box, canvas_size, size) for picture, box in zip(pictures, boxes, strict=True)
+    ]
     # What lies around a crop is another image's, and must not be seen.
-    canvases = np.random.default_rng(0).integers(0, 256, (len(crops), *CANVAS, 3), np.uint8)
+    canvases = np.random.default_rng(0).integers(0, 256, (len(crops), *canvas_size, 3), np.uint8)
     for canvas, crop in zip(canvases, crops, strict=True):
         canvas[: crop.extent[0], : crop.extent[1]] = crop.pixels
     extents = np.array([crop.extent for crop in crops], np.int32)
@@ -45,7 +48,10 @@ def compiled(product):
     return run
 
 
-@pytest.mark.parametrize("product", [resize.float32_product, resize.split_product])
+PRODUCTS = [resize.float32_product, resize.split_product]
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
 @pytest.mark.parametrize("size", [(96, 96), (48, 80)])
 class TestAgainstPIL:
     def test_random_crops_of_photographs(self, whole_photographs, product, size):
@@ -68,6 +74,23 @@ class TestAgainstPIL:
         found = differences([noise] * len(boxes), boxes, size, compiled(product))
         assert found.max() <= 1
         assert (found == 0).mean() >= 0.999
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_the_recipes_size(product):
+    """224 x 224 from canvases of 512 x 512: a large crop, one to enlarge, and a tall one, of which
+    PIL resizes the height first.
+    """
+    picture = load_sample_images().images[0][:, 64:576]
+    rng = np.random.default_rng(0)
+    boxes = [
+        random_crop_box(512, 427, rng, scale=(0.8, 1.0)),
+        random_crop_box(512, 427, rng, scale=(0.08, 0.15)),
+        random_crop_box(512, 427, rng, scale=(0.55, 0.6), ratio=(0.75, 0.76)),
+    ]
+    found = differences([picture] * 3, boxes, (224, 224), compiled(product), (512, 512))
+    assert found.max() <= 1
+    assert (found == 0).mean() >= 0.9999
 
 
 class TestWhole:

@@ -211,9 +211,21 @@ class TestEvaluationCrop:
             pixels = images.evaluation_crop(china, (side, side), protocol)
             np.testing.assert_array_equal(pixels, expected)
 
-    def test_deit_not_square(self, photographs):
+    @pytest.mark.parametrize(
+        ("size", "scaled"), [((64, 96), (73, 109)), ((96, 64), (109, 73)), ((33, 200), (37, 228))]
+    )
+    def test_deit_not_square_equals_torchvision(self, photographs, size, scaled):
+        """Of the image whose sides both just reach 256 / 224 of the size, rounded down."""
         for image in photographs:
-            assert images.evaluation_crop(image, (64, 96), "deit").shape == (64, 96, 3)
+            width, height = image.size
+            factor = max(scaled[0] / height, scaled[1] / width)
+            covering = (round(height * factor), round(width * factor))
+            assert scaled in ((covering[0], scaled[1]), (scaled[0], covering[1]))
+            reference = transforms.Compose(
+                [transforms.Resize(covering, BICUBIC), transforms.CenterCrop(size)]
+            )
+            pixels = images.evaluation_crop(image, size, "deit")
+            np.testing.assert_array_equal(pixels, np.asarray(reference(image)))
 
     def test_resize_keeps_everything(self, china):
         expected = china.resize((48, 32), Image.Resampling.BICUBIC)

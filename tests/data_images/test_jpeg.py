@@ -63,6 +63,17 @@ class TestDecoding:
         check(encoded(china.quantize(16), "GIF"))
         assert len(decodings) == 3
 
+    def test_what_pil_thinks_a_bomb_is_left_to_it(self, china, decodings, monkeypatch):
+        data = encoded(china)
+        pixels = china.width * china.height
+        monkeypatch.setattr(jpeg, "LARGEST_DECODED", pixels)
+        check(data)
+        assert not decodings
+        monkeypatch.setattr(jpeg, "LARGEST_DECODED", pixels - 1)
+        check(data)
+        assert len(decodings) == 1
+        assert pixels < 2 * Image.MAX_IMAGE_PIXELS
+
     @pytest.mark.parametrize("part", [0.1, 0.5, 0.97])
     def test_truncated(self, china, part):
         data = encoded(china)

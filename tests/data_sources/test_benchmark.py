@@ -3,11 +3,13 @@
 import importlib.util
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pit_jax.data import jpeg, sources
 
@@ -39,15 +41,7 @@ def test_files_are_of_imagenets_mean_size(files: sources.Source):
 
 def test_all_work_is_counted(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch):
     """Batches that are made ahead count among the images that the processor's time is of."""
-    asked = []
-
-    class Counting(benchmark.Files):
-        def __getitem__(self, index):
-            asked.append(index)
-            return super().__getitem__(index)
-
-    data = benchmark._file(jpeg_of(48), 90)
-    small = sources.Source("small", Counting([data]), 1000)
+    small, asked = counted(benchmark)
     clock = benchmark.Clock
     seconds = iter([0.0, 2.0])
     monkeypatch.setattr(clock, "read", lambda self: (2.0, next(seconds) + 1.0))
@@ -58,10 +52,79 @@ def test_all_work_is_counted(benchmark: ModuleType, monkeypatch: pytest.MonkeyPa
     assert rate.wall == pytest.approx(2 * benchmark.BATCH / 1.0)
 
 
-def jpeg_of(side: int):
-    from PIL import Image
+def test_canvases_are_made_of_as_many_images(
+    benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch
+):
+    """More than a batch of them, whose places in the batch are then used again."""
+    small, asked = counted(benchmark)
+    placed, put = [], benchmark.batching.put
 
-    return Image.new("RGB", (side, side), (90, 10, 200))
+    def recorded(place, crop):
+        put(place, crop)
+        placed.append(place)
+
+    monkeypatch.setattr(benchmark.batching, "put", recorded)
+    monkeypatch.setattr(benchmark.Clock, "read", lambda self: (2.0, 4.0))
+    images = benchmark.BATCH + 8
+    rate = benchmark.canvases(small, (256, 240))(images)
+    assert asked == list(range(images))
+    assert (rate.per_core, rate.wall) == (images / 2.0, images / 4.0)
+    assert len(placed) == images
+    assert len({place.ctypes.data for place in placed}) == benchmark.BATCH
+    for place in placed:
+        assert place.shape == (256, 240, 3)
+        np.testing.assert_allclose(place[0, 0], COLOUR, atol=5)
+
+
+def test_timms_pipeline_makes_whole_batches(
+    benchmark: ModuleType, timm: ModuleType, monkeypatch: pytest.MonkeyPatch
+):
+    small, asked = counted(benchmark)
+    transform = timm.data.create_transform(16, is_training=True, use_prefetcher=True)
+    monkeypatch.setattr(benchmark.Clock, "read", lambda self: (2.0, 4.0))
+    rate = benchmark.data_loader(small, transform)(benchmark.BATCH + 8)
+    # Anywhere in the epoch, not the first few in order.
+    assert len(asked) == 2 * benchmark.BATCH
+    assert max(asked) > len(small) / 2
+    assert (rate.per_core, rate.wall) == (len(asked) / 2.0, len(asked) / 4.0)
+
+
+def test_torch_reads_transformed_images_and_labels(benchmark: ModuleType):
+    small, asked = counted(benchmark)
+    examples = benchmark.Torch(small, np.asarray)
+    assert len(examples) == len(small)
+    pixels, label = examples[1234]
+    assert asked == [1234]
+    assert label == 234
+    np.testing.assert_array_equal(pixels, jpeg.decode_pixels(small.examples[1234]["image"]))
+
+
+def test_rates_are_of_the_machines_own_clocks(benchmark: ModuleType, timm: ModuleType):
+    small, _ = counted(benchmark)
+    transform = timm.data.create_transform(16, is_training=True, use_prefetcher=True)
+    for variant in (benchmark.canvases(small, (224, 224)), benchmark.data_loader(small, transform)):
+        start = time.perf_counter()
+        rate = variant(2 * benchmark.BATCH)
+        seconds = time.perf_counter() - start
+        # No slower than with all that surrounds the measurement, and no faster than decoding.
+        assert 2 * benchmark.BATCH / seconds <= rate.wall < 1e6
+        assert 0 < rate.per_core < 1e6
+
+
+COLOUR = (90, 10, 200)
+
+
+def counted(benchmark: ModuleType) -> tuple[sources.Source, list[int]]:
+    """One tiny file as the whole of ImageNet, and the indices that it is asked for by."""
+    asked: list[int] = []
+
+    class Counting(benchmark.Files):
+        def __getitem__(self, index):
+            asked.append(index)
+            return super().__getitem__(index)
+
+    data = benchmark._file(Image.new("RGB", (48, 48), COLOUR), 90)
+    return sources.Source("small", Counting([data]), 1000), asked
 
 
 def test_the_program_needs_neither_tensorflow_nor_tfds():

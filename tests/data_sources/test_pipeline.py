@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import io
 import itertools
 import os
 import threading
@@ -12,6 +13,7 @@ import grain
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
 from pit_jax.augment import policy
 from pit_jax.data import images, loading, pipeline, randaugment, sources
@@ -138,18 +140,18 @@ def test_batches_do_not_depend_on_the_threads(source: sources.Source, threads: i
 
 
 class Recorder:
-    """Examples that note how often they are asked for, and by which threads."""
+    """Examples that note which of them are asked for, and by which threads."""
 
     def __init__(self, source: sources.Source) -> None:
         self.source = source
-        self.asked = 0
+        self.asked: list[int] = []
         self.threads: set[str] = set()
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> sources.Example:
-        self.asked += 1
+        self.asked.append(index)
         self.threads.add(threading.current_thread().name)
         time.sleep(0.001)  # or one thread could be done before the others have started
         return self.source.examples[index]
@@ -163,23 +165,49 @@ def test_batches_are_made_while_one_is_used(source: sources.Source, prefetch: in
     batches = iter(training(sources.Source("recorded", examples, 10), reading=reading))
     next(batches)
     expected = (1 + prefetch) * BATCH
-    end = time.monotonic() + 60
-    while examples.asked < expected and time.monotonic() < end:
-        time.sleep(0.01)
-    time.sleep(0.2)
-    assert examples.asked == expected
+    assert len(asked_for(examples, expected)) == expected
     assert threading.current_thread().name not in examples.threads
 
 
+def asked_for(examples: Recorder, expected: int) -> list[int]:
+    """What has been asked for when so many have been, and a while after."""
+    end = time.monotonic() + 60
+    while len(examples.asked) < expected and time.monotonic() < end:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    return list(examples.asked)
+
+
+@pytest.mark.parametrize(("repeats", "expected"), [(1, 3 * BATCH), (3, BATCH)])
+def test_a_late_start_asks_for_its_own_batches_only(
+    source: sources.Source, repeats: int, expected: int
+):
+    """A million batches are exactly 320,000 epochs: these three are the beginning of one, where no
+    example comes twice.
+    """
+    examples = Recorder(source)
+    recorded = sources.Source("recorded", examples, 10)
+    reading = pipeline.Reading(threads=2, prefetch=2)
+    late = training(recorded, first_batch=1_000_000, repeats=repeats, reading=reading)
+    batches = iter(late)
+    first = next(batches)
+    asked = asked_for(examples, expected)
+    assert len(asked) == len(set(asked)) == expected
+    stored = [source.examples[index]["label"] for index in asked for _ in range(repeats)]
+    # Threads ask in any order.
+    shown = np.concatenate([first["label"], next(batches)["label"], next(batches)["label"]])
+    assert sorted(shown) == sorted(stored)
+
+
 def test_as_many_threads_as_cores(source: sources.Source):
-    for threads, expected in ((3, 3), (0, min(len(os.sched_getaffinity(0)), 16))):
+    for threads, expected in ((3, 3), (0, min(len(os.sched_getaffinity(0)), 64))):
         examples = Recorder(source)
         recorded = sources.Source("recorded", examples, 10)
         next(iter(training(recorded, reading=pipeline.Reading(threads=threads, prefetch=1))))
         assert len(examples.threads) == expected
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, 2, 4])
 @pytest.mark.parametrize("batch", [8, 100, 128])
 def test_evaluation_counts_every_example_once(source: sources.Source, batch: int, processes: int):
     shares = [
@@ -206,6 +234,32 @@ def test_evaluation_counts_every_example_once(source: sources.Source, batch: int
     for index, (image, _) in enumerate(real):
         stored = images.decode_rgb(source.examples[index]["image"])
         np.testing.assert_array_equal(image, np.asarray(stored))
+
+
+@pytest.fixture(scope="module")
+def photographs() -> sources.Source:
+    """JPEG files of a wide, a tall and a grey photograph."""
+    first, second = (Image.fromarray(pixels) for pixels in load_sample_images().images)
+    examples = []
+    for label, picture in enumerate([first, second.crop((150, 0, 451, 427)), first.convert("L")]):
+        file = io.BytesIO()
+        picture.save(file, "JPEG", quality=90)
+        examples.append({"image": file.getvalue(), "label": label})
+    return sources.Source("photographs", examples, 3)
+
+
+@pytest.mark.parametrize("size", [(96, 96), (64, 96)])
+@pytest.mark.parametrize("protocol", ["deit", "timm"])
+def test_evaluation_cuts_as_the_protocol_says(
+    photographs: sources.Source, protocol: str, size: tuple[int, int]
+):
+    batches = pipeline.eval_batches(photographs, image_size=size, batch_size=2, protocol=protocol)
+    found, labels = take(batches, 2)
+    assert list(labels) == [0, 1, 2, pipeline.PADDING_LABEL]
+    for image, example in zip(found[:3], photographs.examples, strict=True):
+        picture = Image.open(io.BytesIO(example["image"])).convert("RGB")
+        np.testing.assert_array_equal(image, images.evaluation_crop(picture, size, protocol))
+    assert not found[3].any()
 
 
 WHOLE = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "size": (8, 8)}

@@ -1,12 +1,15 @@
 """What the data sets hold, and what is said where one is missing."""
 
 import io
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -58,6 +61,21 @@ def test_processes_that_start_together_prepare_once(tmp_path: Path):
     assert prepared == ["1.0.0"]
 
 
+def test_a_split_with_a_file_missing_is_refused(tmp_path: Path):
+    """Before training comes across the gap."""
+    data_dir = str(tmp_path)
+    whole = sources.open_source("digits", "test", data_dir)
+    assert len(whole) == 360
+    (lost,) = tmp_path.rglob("*test*array_record*")
+    lost.unlink()
+    found = (
+        r"digits/test is not complete: looked in .*, found 0 of 1 files, not digits-test.*; copy"
+    )
+    with pytest.raises(ValueError, match=found):
+        sources.open_source("digits", "test[:10]", data_dir)
+    assert len(sources.open_source("digits", "train", data_dir)) == 1437
+
+
 def test_slices_and_synthetic_images():
     assert len(sources.open_source("digits", "train[:10]")) == 10
     synthetic = sources.open_source("synthetic", "train")
@@ -70,7 +88,11 @@ def test_slices_and_synthetic_images():
 @pytest.mark.parametrize(
     ("name", "split", "message"),
     [
-        ("digits", "tset", r"no split 'tset'; did you mean 'test'\?; it has train, test"),
+        (
+            "digits",
+            "tset",
+            r"no split 'tset'; did you mean 'test'\?: looked in .*, found train, test; choose one",
+        ),
         ("imagnet2012", "train", r"unknown data set 'imagnet2012'; did you mean 'imagenet2012'\?"),
         (
             "cifar10",
@@ -83,6 +105,61 @@ def test_what_is_missing_is_named(name: str, split: str, message: str, tmp_path:
     data_dir = None if name == "digits" else str(tmp_path)
     with pytest.raises(ValueError, match=message):
         sources.open_source(name, split, data_dir)
+
+
+def test_a_data_dir_that_cannot_be_read_is_named(tmp_path: Path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "cifar10").symlink_to(tmp_path / "cifar10")
+    for data_dir in (tmp_path / "loop", tmp_path):
+        message = (
+            f"cifar10 is not prepared: looked in {data_dir}, found no directory that can be read "
+            "(Too many levels of symbolic links); run: python -m pit_jax.data.prepare cifar10 "
+            f"--data_dir={data_dir}"
+        )
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            sources.open_source("cifar10", "train", str(data_dir))
+
+
+TEXT = tfds.features.FeaturesDict(
+    {"text": tfds.features.Text(), "label": tfds.features.ClassLabel(num_classes=2)}
+)
+PIXELS = tfds.features.FeaturesDict({"image": tfds.features.Image(shape=(6, 4, 3))})
+
+
+class Unsuitable(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A set of one example, prepared by TFDS, that nothing can be classified in."""
+
+    name = "unsuitable"
+    VERSION = tfds.core.Version("1.0.0")
+    features = TEXT
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(builder=self, features=self.features)
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
+        del dl_manager
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[int, dict]]:
+        file = io.BytesIO()
+        Image.new("RGB", (4, 6)).save(file, "PNG")
+        file.seek(0)
+        example = {"text": "a sentence", "label": 1, "image": file}
+        yield 0, {name: example[name] for name in self.features}
+
+
+@pytest.mark.parametrize(("features", "found"), [(TEXT, "'text': Text"), (PIXELS, "'image': Im")])
+def test_a_set_without_images_or_labels_is_refused(
+    features: tfds.features.FeaturesDict,
+    found: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(Unsuitable, "features", features)
+    Unsuitable(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
+    message = rf"'unsuitable' has no 'image' and 'label' features: (?s:.*){found}"
+    with pytest.raises(ValueError, match=message):
+        sources.open_source("unsuitable", "train", str(tmp_path))
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):

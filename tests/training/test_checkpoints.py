@@ -49,6 +49,56 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path):
     assert steps(tmp_path) == [2, 5, 6]
 
 
+def test_the_best_is_known_after_a_restart(tmp_path: Path):
+    for evaluated in ({2: 0.9, 3: 0.5, 4: 0.4}, {5: 0.3, 6: 0.2}, {7: 0.95, 8: 0.1, 9: 0.1}):
+        with checkpoints(tmp_path) as saved:
+            for step, top1 in evaluated.items():
+                saved.save(state_of(float(step)), step, {}, {"top1": top1})
+        assert steps(tmp_path) == {4: [2, 3, 4], 6: [2, 5, 6], 9: [7, 8, 9]}[max(evaluated)]
+
+
+def destroy(workdir: Path, step: int) -> None:
+    for path in (workdir / "checkpoints" / str(step)).rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+
+
+def test_a_step_may_be_damaged_twice(tmp_path: Path):
+    for _ in range(2):
+        with checkpoints(tmp_path) as saved:
+            saved.save(state_of(1.0), 1, {}, {})
+            saved.save(state_of(2.0), 2, {}, {})
+        destroy(tmp_path, 2)
+        with checkpoints(tmp_path) as saved:
+            restored = saved.restore_newest(state_of(0.0), seed=0)
+        assert restored is not None
+        assert int(restored[0].step) == 1
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()}
+    assert names == {"1", "damaged-2", "damaged-2.1"}
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_stops_once(tmp_path: Path):
+    """It must not begin anew unseen."""
+    with checkpoints(tmp_path) as saved:
+        for step in (1, 2):
+            saved.save(state_of(1.0), step, {}, {})
+    for step in (1, 2):
+        destroy(tmp_path, step)
+    with (
+        checkpoints(tmp_path) as saved,
+        pytest.raises(CheckpointError, match="can be read: those of steps 2, 1 are set aside"),
+    ):
+        saved.restore_newest(state_of(0.0), seed=0)
+    with checkpoints(tmp_path) as saved:
+        assert saved.restore_newest(state_of(0.0), seed=0) is None
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path):
+    (tmp_path / "checkpoints").touch()
+    with pytest.raises(CheckpointError, match=r"cannot make .*checkpoints: File exists; remove"):
+        Checkpoints(tmp_path, keep=1)
+
+
 def test_what_is_saved_is_the_state_of_that_moment(tmp_path: Path):
     """The next training step overwrites the state while it is being written."""
     state = state_of(3.0, size=512)

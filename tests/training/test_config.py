@@ -1,12 +1,13 @@
 """Configurations: what is taken, what is refused, and with which words."""
 
+import json
 from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
 
 from pit_jax.training.config import TrainConfig, default_config, parse
-from pit_jax.training.setup import prepare
+from pit_jax.training.setup import prepare, record
 
 
 def test_the_defaults_survive_the_round_trip():
@@ -75,6 +76,9 @@ def test_every_problem_is_listed_at_once(config: ConfigDict):
         ("accumulate", 8, r"config.batch_size / config.accumulate=4 cannot be split"),
         ("augment.mixup_alpha", 0.8, r"mix_group=64 must be even and divide config.batch_size=32"),
         ("distillation.kind", "hard", "needs a student with a distillation head.*pit_ti_distilled"),
+        ("profile_steps", (3, 2), r"profile_steps must be .* found \(3, 2\)"),
+        ("profile_steps", (0, 2), r"profile_steps must be .* found \(0, 2\)"),
+        ("profile_steps", (-1, -1), r"profile_steps must be .* found \(-1, -1\)"),
         ("evaluate_ema", True, "config.evaluate_ema needs config.ema_decay"),
     ],
 )
@@ -100,6 +104,21 @@ def test_a_workdir_that_cannot_be_written_is_refused(config: ConfigDict, tmp_pat
 def test_an_address_is_no_workdir(config: ConfigDict):
     with pytest.raises(ValueError, match=r"--workdir=gs://bucket/run is an address"):
         prepare(config, "gs://bucket/run")
+
+
+def test_overrides_are_stored(config: ConfigDict, workdir: Path):
+    """As `--config.x=y` sets them: beside what the file says and what is left at its default."""
+    config.update_from_flattened_dict(
+        {"optimizer.weight_decay": 0.125, "model.options.depths": (2, 1), "profile_steps": (2, 2)}
+    )
+    record(prepare(config, workdir))
+    stored = json.loads((workdir / "config.json").read_text())
+    assert stored["config"]["optimizer"]["weight_decay"] == 0.125
+    assert stored["config"]["model"]["options"]["depths"] == [2, 1]
+    assert stored["model"]["options"]["depths"] == [2, 1]
+    assert stored["config"]["profile_steps"] == [2, 2]
+    assert stored["config"]["batch_size"] == 32
+    assert stored["config"]["max_skips"] == 10
 
 
 def test_a_directory_of_another_experiment_is_refused(config: ConfigDict, workdir: Path):

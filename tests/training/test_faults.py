@@ -1,15 +1,18 @@
 """Checkpoints that are damaged, of another model, or cannot be written."""
 
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ml_collections import ConfigDict
 
 from pit_jax.training import loop
 from pit_jax.training.checkpoints import CheckpointError
+from pit_jax.training.setup import prepare
 
 ROOT = Path(__file__).parents[2]
 TINY = Path(__file__).with_name("tiny.py")
@@ -68,14 +71,76 @@ def test_a_half_written_checkpoint_is_no_checkpoint(interrupted: Path, config: C
 
 
 def test_a_checkpoint_of_another_model_is_refused_and_kept(interrupted: Path, config: ConfigDict):
-    from pit_jax.training.setup import prepare
-
     config.model.options.widths = (16, 32)
     with pytest.raises(ValueError, match="belongs to another experiment"):
         loop.train(config, interrupted)
-    with pytest.raises(CheckpointError, match=r"is of another model: \d+ parameters differ"):
+    with pytest.raises(CheckpointError, match=r"another model: \d+ arrays of its params differ"):
         loop.run(prepare(config, interrupted, allow_config_changes=True))
     assert (interrupted / "checkpoints" / "9").is_dir()
+    # Nor is the experiment of the directory lost.
+    config.model.options.widths = (8, 16)
+    assert loop.train(config, interrupted).step == 9
+
+
+CHANGES = [
+    ({"optimizer.name": "sgd"}, "of another optimizer: .* arrays of its optimizer differ"),
+    ({"model.name": "pit_ti_distilled"}, "of another model"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), CHANGES)
+def test_no_checkpoint_counts_as_damaged_because_the_experiment_is_another(
+    interrupted: Path, config: ConfigDict, changes: dict[str, Any], message: str
+):
+    before = (interrupted / "config.json").read_bytes()
+    config.update_from_flattened_dict(changes)
+    if "optimizer.name" in changes:
+        config.optimizer.options = {}
+    with pytest.raises(CheckpointError, match=message):
+        loop.run(prepare(config, interrupted, allow_config_changes=True))
+    folders = {path.name for path in (interrupted / "checkpoints").iterdir() if path.is_dir()}
+    assert folders == {"6", "9"}
+    assert (interrupted / "config.json").read_bytes() == before
+
+
+def test_a_moving_average_that_was_not_kept_is_not_damage(
+    config: ConfigDict, workdir: Path, tmp_path: Path
+):
+    config.duration = "2 steps"
+    config.optimizer.warmup = "1 step"
+    config.ema_decay = None
+    config.evaluate_ema = False
+    loop.train(config, workdir)
+    config.duration = "3 steps"
+    config.ema_decay = 0.9
+    with pytest.raises(CheckpointError, match="of another moving average"):
+        loop.run(prepare(config, workdir, allow_config_changes=True))
+    assert (workdir / "checkpoints" / "2").is_dir()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"optimizer.clip_norm": 1.0}, {"optimizer.layer_decay": 0.9}, {"optimizer.frozen": ("head",)}],
+)
+def test_a_run_continues_with_what_the_optimizer_keeps_no_state_of(
+    interrupted: Path, config: ConfigDict, changes: dict[str, Any], caplog
+):
+    """Clipping among it, which is the advice where a loss is not finite."""
+    shutil.rmtree(interrupted / "checkpoints" / "9")
+    config.update_from_flattened_dict(changes)
+    with caplog.at_level("INFO", logger="pit_jax"):
+        result = loop.run(prepare(config, interrupted, allow_config_changes=True))
+    assert "resuming after step 6" in caplog.text
+    assert result.step == 9
+
+
+def test_a_full_disk_at_the_start_is_named(workdir: Path):
+    limited = LIMITED.replace("(4096, 4096)", "(16, 16)")
+    arguments = (f"--config={TINY}", f"--workdir={workdir}", "--config.tensorboard=False")
+    ended = run("-c", limited, *arguments)
+    assert ended.returncode == 2, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert re.search(r"error: cannot write \S+config.json: File too large", ended.stderr)
 
 
 def test_a_full_disk_is_named_and_loses_nothing(workdir: Path):

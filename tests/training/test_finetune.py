@@ -1,5 +1,6 @@
 """Starting from trained weights: what is adapted, what is held still, what learns slower."""
 
+import contextlib
 import logging
 from pathlib import Path
 
@@ -7,15 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from ml_collections import ConfigDict
 
 from pit_jax.models import params as parameters
 from pit_jax.models import zoo
 from pit_jax.training import build
+from pit_jax.training.checkpoints import Checkpoints
 from pit_jax.training.setup import Setup, prepare
 from pit_jax.weights import files
 from pit_jax.weights.cards import make_card
 from pit_jax.weights.files import write_weights
+from pit_jax.weights.verify import reference_model
 
 
 @pytest.fixture
@@ -50,6 +54,27 @@ def test_positions_are_resized_the_head_replaced_and_both_announced(
     assert "starting from the weights" in caplog.text
     assert "map of positions resized from 8 x 8 to 4 x 4" in caplog.text
     assert "its head for 3 classes is left out, fresh head for 10" in caplog.text
+
+
+def test_a_torch_file_is_what_training_starts_from(
+    config: ConfigDict, tmp_path: Path, workdir: Path, caplog: pytest.LogCaptureFixture
+):
+    """The state before the first step computes what timm's model does with the same file."""
+    config.init_from = str(tmp_path / "tiny.pth")
+    setup = prepare(config, workdir)
+    torch.manual_seed(0)
+    reference = reference_model(setup.model_config)
+    torch.save(reference.state_dict(), config.init_from)
+    saved = Checkpoints(workdir, keep=1)
+    with caplog.at_level(logging.INFO, logger="pit_jax"), contextlib.closing(saved):
+        state, _ = build.start_state(setup, saved)
+    assert f"starting from the weights {config.init_from}" in caplog.text
+    images = np.random.default_rng(0).standard_normal((4, 8, 8, 3)).astype("f")
+    with torch.no_grad():
+        expected = reference(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy()
+    for values in jax.device_get((state.params, state.ema)):
+        model = parameters.merge(setup.learner.graphdef, values)
+        np.testing.assert_allclose(jax.jit(model)(images), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_frozen_parts_do_not_move(config: ConfigDict, workdir: Path):

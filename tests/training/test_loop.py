@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import jax
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 import pit_jax
 from pit_jax.models import params as parameters
 from pit_jax.training import checkpoints, evaluation, loop
-from pit_jax.training.build import initial_values
+from pit_jax.training.build import TrainBatches, initial_values
 from pit_jax.training.setup import prepare
 from pit_jax.training.state import create_state
 from pit_jax.training.window import TrainingError
@@ -52,6 +53,29 @@ def test_a_run_leaves_its_result_metrics_and_weights(finished: Path):
 def test_training_learns(finished: Path):
     losses = [line["test/loss"] for line in events(finished) if "test/loss" in line]
     assert losses[-1] < losses[0] - 0.02
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_share_of_time_waited_for_data_is_logged(
+    config: ConfigDict, workdir: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+):
+    """All of it, that of the steps after a log, an evaluation or a checkpoint too."""
+
+    pause = 0.1
+
+    class Slow(TrainBatches):
+        def __next__(self) -> dict[str, np.ndarray]:
+            time.sleep(pause)
+            return super().__next__()
+
+    monkeypatch.setattr(loop, "TrainBatches", Slow)
+    config.log_every = f"{steps} steps"
+    loop.train(config, workdir)
+    lines = [line for line in events(workdir) if "train/data_wait_fraction" in line]
+    assert len(lines) == 9 // steps
+    for line in lines:
+        seconds = steps * config.batch_size / line["train/images_per_second"]
+        assert 0.99 * steps * pause <= line["train/data_wait_fraction"] * seconds <= seconds
 
 
 def test_a_finished_run_is_only_reported(finished: Path, config: ConfigDict, caplog):

@@ -24,6 +24,13 @@ from pit_jax.training import checkpoints
 ROOT = Path(__file__).parents[2]
 TINY = Path(__file__).with_name("tiny.py")
 DEADLINE = 240
+# train.py, but splitting arrays over fsdp groups that it would think too small for it.
+PROGRAM = """
+import runpy
+from pit_jax import parallel
+parallel.MIN_SHARDED_SIZE = 64
+runpy.run_path("train.py", run_name="__main__")
+"""
 
 
 def free_port() -> int:
@@ -33,16 +40,28 @@ def free_port() -> int:
 
 
 class Job:
-    """A training of one or more processes, each with its devices."""
+    """A training of one or more processes, each with its devices; what only some of them are told
+    is in `told`, by number.
+    """
 
-    def __init__(self, workdir: Path, processes: int, devices: int, *options: str):
-        command = [sys.executable, "train.py", f"--config={TINY}", f"--workdir={workdir}", *options]
+    def __init__(
+        self,
+        workdir: Path,
+        processes: int,
+        devices: int,
+        *options: str,
+        told: dict[int, tuple[str, ...]] | None = None,
+    ):
+        program = [sys.executable, "-c", PROGRAM]
+        command = [*program, f"--config={TINY}", f"--workdir={workdir}", *options]
         if processes > 1:
             command += [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={processes}"]
         environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}
         self.processes = [
             subprocess.Popen(
-                command + ([f"--process_id={index}"] if processes > 1 else []),
+                command
+                + ([f"--process_id={index}"] if processes > 1 else [])
+                + list((told or {}).get(index, ())),
                 cwd=ROOT,
                 env=environment,
                 stdout=subprocess.PIPE,
@@ -77,9 +96,15 @@ class Job:
 
 
 @contextlib.contextmanager
-def job(workdir: Path, processes: int, devices: int, *options: str) -> Iterator[Job]:
+def job(
+    workdir: Path,
+    processes: int,
+    devices: int,
+    *options: str,
+    told: dict[int, tuple[str, ...]] | None = None,
+) -> Iterator[Job]:
     """A job of which nothing is left behind, whatever happens."""
-    started = Job(workdir, processes, devices, *options)
+    started = Job(workdir, processes, devices, *options, told=told)
     try:
         yield started
     finally:
@@ -124,7 +149,9 @@ def assert_same_state(found: Path, expected: Path) -> None:
     assert metrics(found) == metrics(expected)
 
 
-@pytest.mark.parametrize(("processes", "devices", "fsdp"), [(1, 1, 1), (2, 2, 2), (4, 1, 1)])
+@pytest.mark.parametrize(
+    ("processes", "devices", "fsdp"), [(1, 1, 1), (2, 2, 1), (2, 2, 2), (4, 1, 4)]
+)
 def test_equal_results_on_any_devices(
     finished: Path, tmp_path: Path, processes: int, devices: int, fsdp: int
 ):
@@ -158,8 +185,9 @@ def saved_steps(workdir: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
 
 
-def is_saving(workdir: Path) -> bool:
-    return any((workdir / "checkpoints").glob("*orbax-checkpoint-tmp*"))
+def half_written(workdir: Path) -> set[str]:
+    """Checkpoints that are being written, and those that a killed run was writing."""
+    return {path.name for path in (workdir / "checkpoints").glob("*orbax-checkpoint-tmp*")}
 
 
 @pytest.fixture(scope="module")
@@ -180,24 +208,33 @@ def test_a_run_killed_three_times_ends_bit_identically(
     first, second = sorted(rng.integers(3, 25, 2).tolist())
     print("killed after steps", first, second, "and during a save")
     for killed_at in (first, None, second):
+        before = half_written(tmp_path)
         with job(tmp_path, processes, 1, *LONG) as started:
             if killed_at is None:
-                started.wait_until(lambda: is_saving(tmp_path))
+                started.wait_until(lambda before=before: bool(half_written(tmp_path) - before))
             else:
                 started.wait_until(
                     lambda step=killed_at: max(saved_steps(tmp_path), default=0) >= step
                 )
+                time.sleep(rng.uniform(0, 0.05))  # some steps later
     complete(tmp_path, processes, 1, *LONG)
     assert_same_state(tmp_path, uninterrupted[processes])
 
 
-@pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGINT), (2, signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("processes", "told", "number"),
+    [(1, 0, signal.SIGINT), (2, 0, signal.SIGTERM), (2, 1, signal.SIGTERM)],
+)
 def test_a_process_told_to_end_saves_and_the_run_continues(
-    uninterrupted: dict[int, Path], tmp_path: Path, processes: int, number: signal.Signals
+    uninterrupted: dict[int, Path],
+    tmp_path: Path,
+    processes: int,
+    told: int,
+    number: signal.Signals,
 ):
     with job(tmp_path, processes, 1, *LONG) as started:
         started.wait_until(lambda: bool(saved_steps(tmp_path)))
-        started.processes[-1].send_signal(number)
+        started.processes[told].send_signal(number)
         lines = started.succeed()
     assert len(set(lines)) == 1
     assert lines[0].startswith("interrupted: step=")
@@ -219,19 +256,52 @@ def test_resuming_on_other_processes_keeps_the_batches(
         assert left == pytest.approx(right, rel=5e-3)
 
 
-def test_the_others_end_when_a_process_dies(tmp_path: Path):
-    with job(
-        tmp_path,
-        2,
-        1,
-        "--config.duration=100000 steps",
-        "--heartbeat=10",
-        "--config.tensorboard=False",
-    ) as started:
+FOR_EVER = (
+    "--config.duration=100000 steps",
+    "--heartbeat=10",
+    "--config.tensorboard=False",
+)
+
+
+def ends_with_a_message(process: subprocess.Popen, within: float) -> None:
+    """Of a process that another has left: JAX's own words, or the trainer's if a step fails."""
+    began = time.monotonic()
+    _, errors = process.communicate(timeout=DEADLINE)
+    assert time.monotonic() - began < within
+    assert process.returncode not in (0, 2)
+    assert "another task died" in errors or "error: this process of several ends" in errors
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_the_others_end_when_a_process_dies(tmp_path: Path, killed: int):
+    with job(tmp_path, 2, 1, *FOR_EVER) as started:
         started.wait_until(lambda: bool(saved_steps(tmp_path)))
-        started.processes[1].kill()
+        started.processes[killed].kill()
+        ends_with_a_message(started.processes[1 - killed], within=60)
+
+
+BAD = ("--config.data.name=imagenet2012", "--config.data.data_dir=/nowhere")
+
+
+@pytest.mark.parametrize("bad", [(0,), (1,), (0, 1)])
+def test_a_process_that_cannot_run_ends_at_once_and_the_others_soon(
+    tmp_path: Path, bad: tuple[int, ...]
+):
+    with job(tmp_path, 2, 1, *FOR_EVER, told=dict.fromkeys(bad, BAD)) as started:
+        for index in bad:
+            output, errors = started.processes[index].communicate(timeout=60)
+            assert (output, started.processes[index].returncode) == ("", 2), errors
+            assert errors.splitlines()[-1].startswith("error: imagenet2012 is not prepared")
+        for index in {0, 1} - set(bad):
+            ends_with_a_message(started.processes[index], within=60)
+
+
+def test_a_process_whose_others_do_not_come_gives_up(tmp_path: Path):
+    with job(tmp_path, 2, 1, "--timeout=5") as started:
         began = time.monotonic()
-        _, errors = started.processes[0].communicate(timeout=120)
-    assert time.monotonic() - began < 60
+        started.processes[1].kill()
+        _, errors = started.processes[0].communicate(timeout=60)
+    assert time.monotonic() - began > 5
     assert started.processes[0].returncode != 0
-    assert errors.strip()
+    assert "process 0 of 2 waits up to 5 s for the others" in errors
+    assert "DEADLINE_EXCEEDED" in errors

@@ -74,7 +74,7 @@ def test_a_terminal_gets_a_live_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sys, "stderr", terminal)
     report = reporter(tmp_path)
     for step in (1, 2, 3):
-        report.step(step, {"loss": 2.25 - step / 4, "top1": 0.125 * step}, 0.0)
+        report.step(step, {"loss": 2.25 - step / 4, "top1": 0.125 * step})
         time.sleep(0.11)
     report.close()
     drawn = terminal.getvalue().split("\r")
@@ -85,7 +85,7 @@ def test_a_terminal_gets_a_live_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_log_file_gets_plain_lines(tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys):
     report = reporter(tmp_path)
     with caplog.at_level(logging.INFO, logger="pit_jax"):
-        report.step(2, TRAINING, 0.0)
+        report.step(2, TRAINING)
         report.training(2, TRAINING)
     report.close()
     assert "step 2/10  epoch 0.4  loss 2.0000  top1 50.00%  lr 1.00e-01" in caplog.text
@@ -103,6 +103,21 @@ def test_utilisation_is_logged_where_the_peak_is_known(tmp_path: Path):
     assert row["train/mfu"] == pytest.approx(row["train/images_per_second"] / 8 * 1e-3)
 
 
+def test_a_line_of_skipped_steps_alone_is_valid_json(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    report = reporter(tmp_path)
+    with caplog.at_level(logging.INFO, logger="pit_jax"):
+        report.training(2, {"learning_rate": 0.1, "skipped": 2})
+    report.evaluation(2, TEST, 0.1)
+    report.close()
+    first, _ = map(json.loads, (tmp_path / METRICS_FILE).read_text().splitlines())
+    assert first["train/skipped"] == 2
+    assert "train/loss" not in first
+    assert "step 2/10  epoch 0.4  all updates skipped  lr 1.00e-01" in caplog.text
+    assert (tmp_path / CURVES_FILE).is_file()
+
+
 def test_curves_are_drawn_at_the_end_of_every_evaluation(tmp_path: Path):
     report = reporter(tmp_path)
     report.training(2, TRAINING)
@@ -117,9 +132,21 @@ def test_curves_are_drawn_at_the_end_of_every_evaluation(tmp_path: Path):
 
 
 def test_a_profile_of_the_steps_asked_for(tmp_path: Path):
-    profile = Profile(tmp_path, 2, 3)
+    profile = Profile(tmp_path, 2, 3, total_steps=4)
     double = jax.jit(lambda x: x * 2)
     results = [profile.of(step, double, jnp.float32(step)) for step in (1, 2, 3, 4)]
     profile.close()
     assert [float(result) for result in results] == [2, 4, 6, 8]
     assert len(list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))) == 1
+
+
+@pytest.mark.parametrize(("first", "last"), [(11, 12), (9, 11)])
+def test_a_profile_beyond_the_run_is_announced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, first: int, last: int
+):
+    Profile(tmp_path, first, last, total_steps=10)
+    assert f"config.profile_steps=({first}, {last}) goes beyond the last step, 10" in caplog.text
+    caplog.clear()
+    Profile(tmp_path, 9, 10, total_steps=10)
+    Profile(tmp_path, 0, 0, total_steps=10)
+    assert not caplog.text

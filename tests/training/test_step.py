@@ -1,6 +1,7 @@
 """The step's arithmetic against plain formulas."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -8,12 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
 
+from pit_jax import parallel
 from pit_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
 from pit_jax.models import params as parameters
 from pit_jax.models import zoo
+from pit_jax.training.build import initial_values, jitted_step
 from pit_jax.training.config import AugmentConfig, DistillationConfig, ModelConfig, TrainConfig
-from pit_jax.training.state import TrainState, initial_state
+from pit_jax.training.setup import prepare
+from pit_jax.training.state import TrainState, create_state, initial_state
 from pit_jax.training.step import (
     Learner,
     loss_function,
@@ -185,6 +190,28 @@ def test_distillation_adds_the_teachers_term(kind: str):
         term = 4 * (jnp.exp(wanted) * (wanted - found)).mean()
     expected = 0.6 * optax.softmax_cross_entropy(own, targets).mean() + 0.4 * term
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+
+
+def test_in_bfloat16_all_that_is_kept_stays_float32(config: ConfigDict, workdir: Path):
+    """Parameters, their moving average and the moments; and finer than bfloat16 could hold."""
+    config.model.dtype = "bfloat16"
+    setup = prepare(config, workdir)
+    values, optimizer = initial_values(setup), setup.learner.optimizer
+    state = create_state(values, optimizer, setup.mesh, ema=True, seed=0)
+    data = parallel.to_global(setup.mesh, batch(32))
+    lowered = jitted_step(setup, state).lower(state, {}, data)
+    assert "bf16" in lowered.as_text()
+    train_step = lowered.compile()
+    for _ in range(2):
+        state, metrics = train_step(state, {}, data)
+    assert np.isfinite(metrics["loss"])
+    for part in (state.params, state.ema, state.optimizer):
+        kept = [leaf for leaf in jax.tree.leaves(part) if leaf.ndim]
+        assert {leaf.dtype for leaf in kept} == {jnp.dtype("float32")}
+        kernels = [leaf for leaf in kept if leaf.ndim > 1]
+        assert kernels
+        for leaf in kernels:
+            assert np.any(leaf != leaf.astype(jnp.bfloat16).astype(jnp.float32))
 
 
 def test_batch_statistics_move_in_training():

@@ -55,6 +55,18 @@ def test_training_learns(finished: Path):
     assert losses[-1] < losses[0] - 0.02
 
 
+def test_the_step_is_compiled_once_and_ahead(
+    config: ConfigDict, workdir: Path, caplog: pytest.LogCaptureFixture
+):
+    config.duration = "2 epochs"
+    with jax.log_compiles(), caplog.at_level("INFO", logger="pit_jax"):
+        loop.train(config, workdir)
+    compiled = [line for line in caplog.messages if line.startswith("Compiling jit(train_step)")]
+    assert len(compiled) == 1
+    steps = [index for index, line in enumerate(caplog.messages) if line.startswith("step ")]
+    assert caplog.messages.index(compiled[0]) < steps[0]
+
+
 @pytest.mark.parametrize("steps", [1, 3])
 def test_the_share_of_time_waited_for_data_is_logged(
     config: ConfigDict, workdir: Path, monkeypatch: pytest.MonkeyPatch, steps: int

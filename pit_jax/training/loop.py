@@ -120,6 +120,7 @@ class _Run:
         overview(setup)
         self.state, progress = start_state(setup, saved)
         record(setup)  # not before it is known to fit what is there
+        self.record = record_of(setup)
         self.first_step = int(self.state.step)
         self.metrics: dict[str, float] = progress.get("metrics", {})
         self.evaluated_step: int | None = None
@@ -207,7 +208,7 @@ class _Run:
             "next_batch": step,
             "window": self.window.rows,
             "metrics": self.metrics,
-            **record_of(self.setup),
+            **self.record,
         }
         evaluated = self.metrics if self.evaluated_step == step else {}
         self.saved.save(self.state, step, progress, evaluated)
@@ -230,7 +231,7 @@ class _Run:
             weights=weights,
             seconds=round(seconds, 3),
             images_per_second=round(images / seconds, 1),
-            versions=record_of(setup)["versions"],
+            versions=self.record["versions"],
         )
         if jax.process_index() == 0:
             text = json.dumps(dataclasses.asdict(result), indent=2) + "\n"

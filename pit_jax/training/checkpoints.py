@@ -62,6 +62,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path, *, keep: int):
+        logging.getLogger("absl").addFilter(_is_news)
         self._folder = (workdir / CHECKPOINT_FOLDER).absolute()
         self._keep = keep
         self._manager = self._open()
@@ -317,6 +318,14 @@ def _snapshot(state: TrainState) -> tuple[TrainState, jax.Array]:
         if jnp.issubdtype(leaf.dtype, jnp.floating)
     ]
     return jax.tree.map(jnp.copy, state), jnp.stack(finite).all()
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Orbax warns of every checkpoint without metrics, as most are here, and of every item of one
+    that is looked into, for it describes checkpoints as a whole.
+    """
+    message = record.getMessage()
+    return not message.startswith(("Requested `tracked_metric`", "Metadata file does not exist"))
 
 
 def _ranking(metrics: dict[str, float]) -> float:

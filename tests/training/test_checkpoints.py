@@ -40,13 +40,14 @@ def steps(workdir: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
 
 
-def test_the_newest_and_the_best_are_kept(tmp_path: Path):
+def test_the_newest_and_the_best_are_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     """A checkpoint that was not evaluated competes with none and goes with its time."""
     evaluated = {1: {}, 2: {"top1": 0.9}, 3: {}, 4: {"top1": 0.5}, 5: {}, 6: {}}
     with checkpoints(tmp_path) as saved:
         for step, metrics in evaluated.items():
             saved.save(state_of(float(step)), step, {"next_batch": step}, metrics)
     assert steps(tmp_path) == [2, 5, 6]
+    assert "metrics" not in caplog.text
 
 
 def test_the_best_is_known_after_a_restart(tmp_path: Path):

@@ -107,25 +107,10 @@ def start_processes(
         job = _job()
         if job is None:
             return
-        if job.obstacle:
-            raise ValueError(job.refusal(job.obstacle))
-        logger.info(
-            "%s waits up to %d s for the others; if this hangs, see that all of them have started "
-            "and reach process 0",
-            job,
-            timeout,
-        )
+        _announce_found(job, timeout)
     else:
         _check_description(coordinator, num_processes, process_id)
-        logger.info(
-            "process %s of %s waits up to %d s for %s; if this hangs, start the same command on "
-            "every host and see that they reach %s",
-            process_id,
-            num_processes,
-            timeout,
-            "the others" if process_id == 0 else f"process 0 at {coordinator}",
-            coordinator,
-        )
+        _announce_described(coordinator, num_processes, process_id, timeout)
     try:
         jax.distributed.initialize(
             coordinator,
@@ -149,6 +134,32 @@ def start_processes(
         jax.process_count(),
         jax.local_device_count(),
         jax.device_count(),
+    )
+
+
+def _announce_found(job: _Job, timeout: int) -> None:
+    """Raises ValueError where it is known that JAX does not find the others."""
+    if job.obstacle:
+        raise ValueError(job.refusal(job.obstacle))
+    logger.info(
+        "%s waits up to %d s for the others; if this hangs, see that all of them have started and "
+        "reach process 0",
+        job,
+        timeout,
+    )
+
+
+def _announce_described(
+    coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: int
+) -> None:
+    logger.info(
+        "process %s of %s waits up to %d s for %s; if this hangs, start the same command on every "
+        "host and see that they reach %s",
+        process_id,
+        num_processes,
+        timeout,
+        "the others" if process_id == 0 else f"process 0 at {coordinator}",
+        coordinator,
     )
 
 

@@ -114,13 +114,12 @@ class SqueezeExcitation(nnx.Module):
     def __init__(self, width: int, squeezed: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         def conv(in_features: int, features: int) -> nnx.Conv:
             init = _he_fan_out(1, features)
-            zeros = constant(0.0)
             return nnx.Conv(
                 in_features,
                 features,
                 (1, 1),
                 kernel_init=init,
-                bias_init=zeros,
+                bias_init=constant(0.0),
                 dtype=dtype,
                 rngs=rngs,
             )

@@ -11,9 +11,10 @@ import pytest
 from ml_collections import ConfigDict
 
 import pit_jax
+from pit_jax import parallel
 from pit_jax.models import params as parameters
 from pit_jax.training import checkpoints, evaluation, loop
-from pit_jax.training.build import TrainBatches, initial_values
+from pit_jax.training.build import TrainBatches, compile_step, initial_values
 from pit_jax.training.setup import prepare
 from pit_jax.training.state import create_state
 from pit_jax.training.window import TrainingError
@@ -53,6 +54,17 @@ def test_a_run_leaves_its_result_metrics_and_weights(finished: Path):
 def test_training_learns(finished: Path):
     losses = [line["test/loss"] for line in events(finished) if "test/loss" in line]
     assert losses[-1] < losses[0] - 0.02
+
+
+def test_the_step_takes_over_the_memory_of_its_state(config: ConfigDict, workdir: Path):
+    setup = prepare(config, workdir)
+    state = create_state(
+        initial_values(setup), setup.learner.optimizer, setup.mesh, ema=True, seed=0
+    )
+    batch = parallel.to_global(setup.mesh, next(TrainBatches(setup, 0)))
+    compile_step(setup, state, {})(state, {}, batch)
+    moments = jax.tree.leaves([state.params, state.ema, state.optimizer])
+    assert all(leaf.is_deleted() for leaf in moments)
 
 
 def test_the_step_is_compiled_once_and_ahead(

@@ -28,8 +28,6 @@ def show(config: Any, out: str | Path) -> None:
     Raises:
       ValueError: an experiment that cannot run, or a file that cannot be written.
     """
-    import jax
-    import jax.numpy as jnp
 
     from pit_jax.training.build import TrainBatches
     from pit_jax.training.setup import prepare
@@ -37,7 +35,7 @@ def show(config: Any, out: str | Path) -> None:
 
     with tempfile.TemporaryDirectory() as workdir:
         setup = prepare(config, workdir)
-        batch = jax.tree.map(jnp.asarray, next(TrainBatches(setup, 0)))
+        batch = next(TrainBatches(setup, 0))
     key, _ = step_keys(setup.config.seed, 0)
     unmixed = dataclasses.replace(
         setup.config, augment=dataclasses.replace(setup.config.augment, mix_probability=0.0)

@@ -22,17 +22,23 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pit_jax.models.sharded_kernel import per_batch_shard
 
-# Bytes of VMEM for the operands of one program: every TPU has 16 MiB, maps take the rest.
+# Bytes of VMEM for one program: every TPU has them.
+VMEM_BYTES = 16 * 2**20
+# Of those, for operands; maps take the rest.
 MAX_OPERAND_BYTES = 7 * 2**20
 # All in registers of 8 x 128 values. Larger maps are computed in blocks of queries: the backward
-# pass has five at a time, in the 16 MiB of VMEM that every TPU has.
+# pass has five at a time.
 _MAP_REGISTERS = 600
 # The maps of one program, which bounds the time it takes to compile, and of one group of heads,
 # whose phases are interleaved to hide latencies.
 _PROGRAM_REGISTERS = 2048
 _GROUP_REGISTERS = 320
 _LOG2_E = math.log2(math.e)
-_GRID_ORDER = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary"))
+_COMPILER_PARAMS = pltpu.CompilerParams(
+    dimension_semantics=("parallel", "parallel", "arbitrary"),
+    # Said here, so that what the program leaves to XLA's fusions does not bound the kernels.
+    vmem_limit_bytes=VMEM_BYTES,
+)
 
 # A block of an operand or a result in VMEM.
 Ref = Any
@@ -194,7 +200,7 @@ class _Call:
                     for kind, dtype in outputs
                 ],
                 scratch_shapes=[summed] * (sums if blocks > 1 else 0),
-                compiler_params=_GRID_ORDER,
+                compiler_params=_COMPILER_PARAMS,
                 name=self.name,
                 interpret=self.interpret,
             )(*operands)

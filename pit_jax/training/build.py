@@ -2,6 +2,7 @@
 
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -161,51 +162,59 @@ def _reading(setup: Setup) -> pipeline.Reading:
     )
 
 
+def _training_rows(setup: Setup, first_batch: int) -> Any:
+    """This process's rows of the training batches, as `pipeline.train_batches` gives them."""
+    config = setup.config
+    place = placement(config)
+    views = pipeline.Views(
+        size=config.model.image_size,
+        scale=config.data.crop_scale,
+        ratio=config.data.crop_ratio,
+        flip_probability=place.host_flip,
+        policy=place.host_policy,
+        canvas=place.canvas,
+        repeats=config.data.repeats,
+    )
+    return pipeline.train_batches(
+        setup.train_source,
+        views,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        first_batch=first_batch,
+        bad_images=config.data.bad_images,
+        max_bad_images=config.data.max_bad_images,
+        reading=_reading(setup),
+    )
+
+
 class TrainBatches:
-    """This process's rows of the training batches, from batch `first_batch` on, without end.
+    """The global training batches on the devices, from batch `first_batch` on, without end.
 
     Attributes:
       bad_images: indices of the examples skipped so far, since the start: in this process, and as
         of the last `count_bad_images` in all others.
 
-    The first ones are begun at once, while the step compiles. Iterating raises TrainingError for an
-    image that does not decode, or one too many.
+    The first ones are begun at once, while the step compiles. A thread hands this process's rows to
+    the devices one batch ahead: what that takes on a busy host, the step hides. Iterating raises
+    TrainingError for an image that does not decode, or one too many.
     """
 
     def __init__(self, setup: Setup, first_batch: int):
-        config = setup.config
-        place = placement(config)
         self._source = setup.train_source
-        self._options = config.data
-        views = pipeline.Views(
-            size=config.model.image_size,
-            scale=config.data.crop_scale,
-            ratio=config.data.crop_ratio,
-            flip_probability=place.host_flip,
-            policy=place.host_policy,
-            canvas=place.canvas,
-            repeats=config.data.repeats,
-        )
-        batches = pipeline.train_batches(
-            setup.train_source,
-            views,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            first_batch=first_batch,
-            bad_images=config.data.bad_images,
-            max_bad_images=config.data.max_bad_images,
-            reading=_reading(setup),
-        )
-        self._batches = iter(batches)
-        self._batches.start_prefetch()
+        self._options = setup.config.data
+        self._mesh = setup.mesh
+        self._rows = iter(_training_rows(setup, first_batch))
+        self._rows.start_prefetch()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="pit_jax batches")
+        self._coming = self._thread.submit(self._make)
         self.bad_images: set[int] = set()
 
     def __iter__(self) -> "TrainBatches":
         return self
 
-    def __next__(self) -> dict[str, np.ndarray]:
+    def __next__(self) -> dict[str, jax.Array]:
         try:
-            batch = dict(next(self._batches))
+            batch, replaced = self._coming.result()
         except BadImageError as error:
             raise TrainingError(
                 f"{error}; to go on without such images set config.data.bad_images='skip' and "
@@ -213,9 +222,16 @@ class TrainBatches:
                 if self._options.bad_images == "error"
                 else f"{error}; it is one of more than {self._options.max_bad_images} in a row"
             ) from error
-        replaced = batch.pop("replaced")
-        self._skip({int(index) for index in replaced[replaced >= 0]})
+        self._coming = self._thread.submit(self._make)
+        self._skip(replaced)
         return batch
+
+    def _make(self) -> tuple[dict[str, jax.Array], set[int]]:
+        """A batch, and what had to be replaced in it: to be counted when it is used, not before."""
+        rows = dict(next(self._rows))
+        replaced = rows.pop("replaced")
+        batch = parallel.to_global(self._mesh, rows)
+        return batch, {int(index) for index in replaced[replaced >= 0]}
 
     def count_bad_images(self) -> int:
         """Different examples that the whole job has skipped since its start. All processes have to

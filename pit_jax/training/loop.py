@@ -170,7 +170,7 @@ class _Run:
 
     def _step(self, step: int, reporter: Reporter) -> None:
         began = time.monotonic()
-        batch = parallel.to_global(self.setup.mesh, next(self.batches))
+        batch = next(self.batches)
         reporter.waited(time.monotonic() - began)
         self.state, metrics = self.profile.of(
             step, self.train_step, self.state, self.teacher, batch

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -88,7 +87,7 @@ def seen(config: ConfigDict, workdir: Path, batches: int = 6) -> tuple[np.ndarra
     found, targets = [], []
     rows = build.TrainBatches(setup, 0)
     for number in range(batches):
-        batch = jax.tree.map(jnp.asarray, next(rows))
+        batch = next(rows)
         images, target = augment(step.step_keys(setup.config.seed, number)[0], batch)
         found.append(np.asarray(images) * (255 * np.array(IMAGENET_STD)))
         targets.append(target)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from pit_jax import losses, parallel
+from pit_jax import losses
 from pit_jax.models import params as parameters
 from pit_jax.models import zoo
 from pit_jax.training import build, step
@@ -64,7 +64,7 @@ def start(setup: Setup) -> tuple[Any, Any, Any, Any]:
     )
     teacher = build.teacher_params(setup)
     compiled = build.compile_step(setup, state, teacher)
-    batch = parallel.to_global(setup.mesh, next(build.TrainBatches(setup, 0)))
+    batch = next(build.TrainBatches(setup, 0))
     return state, teacher, compiled, batch
 
 

@@ -2,6 +2,8 @@
 
 import itertools
 import logging
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from pit_jax import parallel
 from pit_jax.augment.normalise import normalise
 from pit_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
 from pit_jax.training import build, step
@@ -87,6 +90,33 @@ def test_more_than_the_limit_stop_the_run(folder: ConfigDict, workdir: Path):
     rows = batches(folder, workdir, bad_images="skip", max_bad_images=1)
     with pytest.raises(TrainingError, match=r"2 images of .* more than config\.data\.max_bad_imag"):
         list(itertools.islice(rows, 2))
+
+
+def test_a_batch_is_handed_over_ahead_by_a_thread_and_counted_when_used(
+    folder: ConfigDict, workdir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """With this seed each of the first two batches has a damaged file."""
+    threads: list[int] = []
+    ahead = threading.Event()
+    hand_over = parallel.to_global
+
+    def watched(*operands: Any) -> Any:
+        threads.append(threading.get_ident())
+        if len(threads) == 2:
+            ahead.set()
+        return hand_over(*operands)
+
+    monkeypatch.setattr(parallel, "to_global", watched)
+    folder.seed = 2
+    rows = batches(folder, workdir, bad_images="skip")
+    batch = next(rows)
+    assert ahead.wait(timeout=60)
+    assert threading.get_ident() not in threads
+    assert batch["image"].sharding == parallel.batch_sharding(parallel.make_mesh())
+    time.sleep(0.1)  # for a count that does not wait
+    assert len(rows.bad_images) == 1
+    next(rows)
+    assert len(rows.bad_images) == 2
 
 
 @pytest.mark.parametrize("place", ["host", "device"])

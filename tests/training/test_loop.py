@@ -11,7 +11,6 @@ import pytest
 from ml_collections import ConfigDict
 
 import pit_jax
-from pit_jax import parallel
 from pit_jax.models import params as parameters
 from pit_jax.training import checkpoints, evaluation, loop
 from pit_jax.training.build import TrainBatches, compile_step, initial_values
@@ -61,7 +60,7 @@ def test_the_step_takes_over_the_memory_of_its_state(config: ConfigDict, workdir
     state = create_state(
         initial_values(setup), setup.learner.optimizer, setup.mesh, ema=True, seed=0
     )
-    batch = parallel.to_global(setup.mesh, next(TrainBatches(setup, 0)))
+    batch = next(TrainBatches(setup, 0))
     compile_step(setup, state, {})(state, {}, batch)
     moments = jax.tree.leaves([state.params, state.ema, state.optimizer])
     assert all(leaf.is_deleted() for leaf in moments)
@@ -88,7 +87,7 @@ def test_the_share_of_time_waited_for_data_is_logged(
     pause = 0.1
 
     class Slow(TrainBatches):
-        def __next__(self) -> dict[str, np.ndarray]:
+        def __next__(self) -> dict[str, jax.Array]:
             time.sleep(pause)
             return super().__next__()
 

@@ -1,7 +1,7 @@
 """RandAugment's policy: what a string such as "rand-m9-mstd0.5-inc1" means.
 
-Fifteen operations; an image passes through `layers` of them, chosen uniformly with replacement,
-each applied with `probability`. A magnitude on the scale 0 to 10 sets how strong it is. Shared by
+Fifteen operations, or another set; an image passes through `layers` of them, each applied with
+`probability`. A magnitude on the scale 0 to 10 sets how strong it is. Shared by
 the operations on the host (pit_jax.data.randaugment) and on the device
 (pit_jax.augment.randaugment), which differ in nothing but where they run. The grammar and the
 constants are timm's, whose recipes the published accuracies come from.
@@ -32,6 +32,9 @@ OPERATIONS = (
     "TranslateX",
     "TranslateY",
 )
+# Only in some of the sets that a policy names.
+SPECIAL = ("Desaturate", "GaussianBlur")
+KNOWN = OPERATIONS + SPECIAL
 GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 ENHANCING = ("Color", "Contrast", "Brightness", "Sharpness")
 
@@ -55,6 +58,9 @@ class Policy:
         factors run from 0.1 to 1.9 and Posterize and Solarize grow weaker.
       layers: operations per image.
       probability: of applying a chosen operation.
+      operations: the set they are chosen from, of `KNOWN`.
+      weights: how likely each is chosen, in any unit, and none twice for an image; None for all
+        alike, with replacement.
     """
 
     magnitude: float = FULL_MAGNITUDE
@@ -63,6 +69,8 @@ class Policy:
     increasing: bool = False
     layers: int = 2
     probability: float = 0.5
+    operations: tuple[str, ...] = OPERATIONS
+    weights: tuple[float, ...] | None = None
 
 
 # Section -> (attribute of Policy, what its number may look like).
@@ -75,18 +83,43 @@ _SECTIONS = {
     "p": ("probability", r"0(\.\d+)?|1(\.0*)?"),
 }
 
+# timm's sets: operations, or their weights. Of operations that come in two kinds they hold the one
+# that increases.
+_SETS: dict[str, tuple[str, ...] | dict[str, float]] = {
+    "weights": {
+        "Rotate": 3,
+        "ShearX": 2,
+        "ShearY": 2,
+        "TranslateX": 1,
+        "TranslateY": 1,
+        **dict.fromkeys(("Color", "Sharpness", "AutoContrast"), 0.25),
+        **dict.fromkeys(("Solarize", "SolarizeAdd", "Contrast", "Brightness"), 0.05),
+        **dict.fromkeys(("Equalize", "Posterize", "Invert"), 0.05),
+    },
+    "3a": ("Solarize", "Desaturate", "GaussianBlur"),
+    "3aw": {
+        **dict.fromkeys(("Solarize", "Desaturate", "GaussianBlur"), 6),
+        "Rotate": 3,
+        "ShearX": 2,
+        "ShearY": 2,
+        **dict.fromkeys(("Posterize", "AutoContrast", "Color", "Sharpness"), 1),
+        **dict.fromkeys(("Contrast", "Brightness", "Equalize", "Invert"), 1),
+    },
+}
+
 
 def parse(text: str) -> Policy:
     """The policy of a string "rand" followed by sections "-<name><number>" in any order.
 
     Sections: `m` magnitude (10), `mstd` its standard deviation (0; above 100 uniform), `mmax` the
     largest magnitude (10), `inc` 1 for increasing severity (0), `n` operations per image (2), `p`
-    probability of each (0.5). timm's `t`, other sets of operations with experimental weights, is
-    not among them.
+    probability of each (0.5). `t` is followed by the name of a set of operations, all of
+    increasing severity: `tweights`, the fifteen by weights; `t3a`, Solarize, Desaturate and
+    GaussianBlur; `t3aw`, fourteen by weights, those three above all.
 
     Raises:
-      ValueError: another scheme than "rand", an unknown or repeated section, or a number that
-        does not fit it.
+      ValueError: another scheme than "rand", an unknown or repeated section, a number or a set
+        that there is not, or more operations than a set with weights has.
     """
     scheme, *sections = text.split("-")
     if scheme != "rand":
@@ -95,11 +128,16 @@ def parse(text: str) -> Policy:
         )
     values: dict[str, Any] = {}
     for section in sections:
+        if section.startswith("t"):
+            if "operations" in values:
+                raise ValueError(f"'t' appears twice in the RandAugment policy {text!r}")
+            values |= _operations(section[1:], text)
+            continue
         name = re.split(r"\d|inf$", section, maxsplit=1)[0]
         if name not in _SECTIONS:
             raise ValueError(
                 f"unknown section {section!r} of the RandAugment policy {text!r}"
-                f"{suggestion(name, _SECTIONS)}; there are {', '.join(_SECTIONS)}"
+                f"{suggestion(name, _SECTIONS)}; there are {', '.join(_SECTIONS)}, t"
             )
         attribute, pattern = _SECTIONS[name]
         number = section[len(name) :]
@@ -111,7 +149,27 @@ def parse(text: str) -> Policy:
         if attribute in values:
             raise ValueError(f"{name!r} appears twice in the RandAugment policy {text!r}")
         values[attribute] = _value(attribute, float(number))
-    return Policy(**values)
+    if "operations" in values:
+        values["increasing"] = True
+    policy = Policy(**values)
+    if policy.weights is not None and policy.layers > len(policy.operations):
+        raise ValueError(
+            f"expected at most n{len(policy.operations)} in the RandAugment policy {text!r}, whose "
+            "operations are chosen by weights and none twice"
+        )
+    return policy
+
+
+def _operations(name: str, text: str) -> dict[str, Any]:
+    """The attributes of a policy that a set decides."""
+    if name not in _SETS:
+        raise ValueError(
+            f"unknown set {name!r} of operations in the RandAugment policy {text!r}"
+            f"{suggestion(name, _SETS)}; there are {', '.join(_SETS)}"
+        )
+    found = _SETS[name]
+    weights = tuple(found.values()) if isinstance(found, dict) else None
+    return {"operations": tuple(found), "weights": weights}
 
 
 def _value(attribute: str, number: float) -> float | int | bool:
@@ -136,6 +194,7 @@ def argument(name: str, magnitude: Any, sign: Any, *, increasing: bool, numpy: A
       Rotate: degrees counter-clockwise. ShearX, ShearY: slope. TranslateX, TranslateY: part of
       the width or height. Posterize: bits to keep. Solarize: the first level to invert.
       SolarizeAdd: levels to add. Color, Contrast, Brightness, Sharpness: enhancement factor.
+      Desaturate: part of the colour to remove. GaussianBlur: standard deviation in pixels.
       AutoContrast, Equalize, Invert: 0, unused.
 
     Raises:
@@ -144,8 +203,7 @@ def argument(name: str, magnitude: Any, sign: Any, *, increasing: bool, numpy: A
     table = _INCREASING if increasing and name in _INCREASING else _ARGUMENTS
     if name not in table:
         raise ValueError(
-            f"unknown operation {name!r}{suggestion(name, OPERATIONS)}; there are "
-            f"{', '.join(OPERATIONS)}"
+            f"unknown operation {name!r}{suggestion(name, KNOWN)}; there are {', '.join(KNOWN)}"
         )
     return table[name](magnitude / FULL_MAGNITUDE, sign, numpy)
 
@@ -191,6 +249,8 @@ _ARGUMENTS: dict[str, Callable[[Any, Any, Any], Any]] = {
     "ShearY": _shear,
     "TranslateX": _translation,
     "TranslateY": _translation,
+    "Desaturate": lambda part, sign, numpy: 0.5 + (1.0 - 0.5) * numpy.minimum(part, 1.0),
+    "GaussianBlur": lambda part, sign, numpy: 0.1 + (2.0 - 0.1) * numpy.minimum(part, 1.0),
 }
 _INCREASING: dict[str, Callable[[Any, Any, Any], Any]] = {
     "Posterize": lambda part, sign, numpy: 4 - _bits(part, sign, numpy),

@@ -1,4 +1,4 @@
-"""RandAugment on the device: PIL's fifteen operations over a whole batch at once.
+"""RandAugment on the device: PIL's operations over a whole batch at once.
 
 The same policy and distribution as on the host (pit_jax.data.randaugment), pixels within a grey
 level or two of PIL's. Every image goes through every kind of operation and keeps the one it drew:
@@ -6,7 +6,7 @@ the geometric ones are one warp with a matrix per image, the enhancing ones one 
 degenerate image, the rest maps of the 256 levels. The warp and the histogram gather and scatter,
 which GPUs do well and TPUs do not.
 
-Images are uint8 (B, H, W, 3); `operation` (B,) int32 is a place in policy.OPERATIONS, or NOTHING;
+Images are uint8 (B, H, W, 3); `operation` (B,) int32 is a place in policy.KNOWN, or NOTHING;
 `value` (B,) float32 is its argument, see policy.argument.
 """
 
@@ -16,7 +16,15 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from pit_jax.augment.policy import ENHANCING, FILL, GEOMETRIC, OPERATIONS, Policy, argument
+from pit_jax.augment.policy import (
+    ENHANCING,
+    FILL,
+    GEOMETRIC,
+    KNOWN,
+    OPERATIONS,
+    Policy,
+    argument,
+)
 
 NOTHING = -1
 LEVELS = 256
@@ -29,7 +37,7 @@ def rand_augment(images: jax.Array, keys: jax.Array, policy: Policy) -> jax.Arra
     operations, values = draw_operations(keys, policy)
 
     def layer(images: jax.Array, drawn: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        return apply_operations(images, *drawn), None
+        return apply_operations(images, *drawn, among=policy.operations), None
 
     # A loop, because across its border a compiler neither draws anew for every pixel that asks nor
     # warps the first layer anew for every pixel of the second.
@@ -39,8 +47,10 @@ def rand_augment(images: jax.Array, keys: jax.Array, policy: Policy) -> jax.Arra
 def draw_operations(keys: jax.Array, policy: Policy) -> tuple[jax.Array, jax.Array]:
     """Operations, int32 (B, layers), NOTHING where not applied, and their arguments, float32.
 
-    Operations are uniform with replacement, magnitudes normal and clipped, signs even.
+    Operations are uniform with replacement, or by weights without, magnitudes normal and clipped,
+    signs even.
     """
+    places = jnp.array([KNOWN.index(name) for name in policy.operations], jnp.int32)
 
     def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         choice, applied, direction, level = jax.random.uniform(key, (4, policy.layers))
@@ -50,37 +60,61 @@ def draw_operations(keys: jax.Array, policy: Policy) -> tuple[jax.Array, jax.Arr
             magnitude = policy.magnitude + policy.magnitude_std * jax.scipy.special.ndtri(level)
         magnitude = jnp.clip(magnitude, 0.0, policy.magnitude_max)
         sign = jnp.where(direction < 0.5, 1.0, -1.0)
-        operation = (choice * len(OPERATIONS)).astype(jnp.int32)
-        value = _arguments(operation, magnitude, sign, increasing=policy.increasing)
+        if policy.weights is None:
+            place = (choice * len(places)).astype(jnp.int32)
+        else:
+            # The largest of Gumbel variables shifted by logarithms of weights: one after the other,
+            # each by the weights of those that are left.
+            scores = jnp.log(jnp.array(policy.weights))
+            scores += jax.random.gumbel(jax.random.fold_in(key, 1), scores.shape)
+            place = jax.lax.top_k(scores, policy.layers)[1]
+        operation = places[place]
+        value = _arguments(operation, magnitude, sign, policy)
         return jnp.where(applied < policy.probability, operation, NOTHING), value
 
     return jax.vmap(draw)(keys)
 
 
 def _arguments(
-    operation: jax.Array, magnitude: jax.Array, sign: jax.Array, *, increasing: bool
+    operation: jax.Array, magnitude: jax.Array, sign: jax.Array, policy: Policy
 ) -> jax.Array:
     """Each operation's argument; the three of one shape."""
     table = [
-        argument(name, magnitude, sign, increasing=increasing, numpy=jnp) for name in OPERATIONS
+        argument(name, magnitude, sign, increasing=policy.increasing, numpy=jnp)
+        for name in policy.operations
     ]
-    return jnp.select([operation == i for i in range(len(OPERATIONS))], table)
+    return jnp.select([operation == KNOWN.index(name) for name in policy.operations], table)
 
 
-def apply_operations(images: jax.Array, operation: jax.Array, value: jax.Array) -> jax.Array:
-    """One operation on each image."""
+def apply_operations(
+    images: jax.Array,
+    operation: jax.Array,
+    value: jax.Array,
+    *,
+    among: Sequence[str] = OPERATIONS,
+) -> jax.Array:
+    """One operation on each image; `among` are those that there may be."""
+    if "Desaturate" in among:
+        desaturates = operation == KNOWN.index("Desaturate")
+        operation = jnp.where(desaturates, KNOWN.index("Color"), operation)
+        value = jnp.where(desaturates, 1.0 - value, value)
     result = jnp.where(_drawn(operation, GEOMETRIC), _warp(images, operation, value), images)
     result = jnp.where(_drawn(operation, ENHANCING), _enhance(images, operation, value), result)
-    return jnp.where(_drawn(operation, _LEVEL_MAPS), _map_levels(images, operation, value), result)
+    result = jnp.where(
+        _drawn(operation, _LEVEL_MAPS), _map_levels(images, operation, value), result
+    )
+    if "GaussianBlur" in among:
+        result = jnp.where(_is(operation, "GaussianBlur"), _blur(images, value), result)
+    return result
 
 
 def _is(operation: jax.Array, name: str) -> jax.Array:
     """(B, 1, 1, 1), to choose among images."""
-    return (operation == OPERATIONS.index(name))[:, None, None, None]
+    return (operation == KNOWN.index(name))[:, None, None, None]
 
 
 def _drawn(operation: jax.Array, names: tuple[str, ...]) -> jax.Array:
-    return jnp.isin(operation, jnp.array([OPERATIONS.index(name) for name in names]))[
+    return jnp.isin(operation, jnp.array([KNOWN.index(name) for name in names]))[
         :, None, None, None
     ]
 
@@ -96,7 +130,7 @@ def _matrices(
     angle = -jnp.deg2rad(value)
     cosine, sine = jnp.cos(angle), jnp.sin(angle)
     rotates, shears_x, shears_y, moves_x, moves_y = (
-        operation == OPERATIONS.index(name) for name in GEOMETRIC
+        operation == KNOWN.index(name) for name in GEOMETRIC
     )
     a = e = jnp.where(rotates, cosine, 1.0)
     b = jnp.where(rotates, sine, jnp.where(shears_x, value, 0.0))
@@ -199,6 +233,40 @@ def _smooth(images: jax.Array) -> jax.Array:
     rows = wide[:, :-2] + wide[:, 1:-1] + wide[:, 2:]
     total = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * wide[:, 1:-1, 1:-1]
     return wide.at[:, 1:-1, 1:-1].set((2 * total + 13) // 26)
+
+
+# Blurring.
+
+
+def _blur(images: jax.Array, sigma: jax.Array) -> jax.Array:
+    """PIL's GaussianBlur for standard deviations (B,) of at most 2: three boxes across, then three
+    down, each rounded to levels, whose ends count in part, so that the variances add up. Weights
+    are of 2^24, as PIL's: with a standard deviation of 1 every sixth sum is half a level.
+    """
+    variance = jnp.square(sigma) / 3
+    whole = jnp.floor((jnp.sqrt(12 * variance + 1) - 1) / 2)  # pixels on each side, 0 or 1
+    part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)
+    part /= 6 * (variance - jnp.square(whole + 1))
+    inside = ((1 << 24) / (2 * (whole + part) + 1)).astype(jnp.uint32)
+    end = ((1 << 24) - (2 * whole.astype(jnp.uint32) + 1) * inside) // 2
+    near, far = jnp.where(whole > 0, inside, end), jnp.where(whole > 0, end, 0)
+    levels = images.astype(jnp.uint32)
+    for axis in (2, 1):
+        for _ in range(3):
+            levels = _box(levels, axis, (far, near, inside, near, far))
+    return levels.astype(jnp.uint8)
+
+
+def _box(levels: jax.Array, axis: int, weights: Sequence[jax.Array]) -> jax.Array:
+    """Weighted sums of five neighbours along an axis, uint32 and rounded; weights (B,)."""
+    size = levels.shape[axis]
+    padding = [(2, 2) if number == axis else (0, 0) for number in range(levels.ndim)]
+    padded = jnp.pad(levels, padding, mode="edge")
+    total = jnp.full_like(levels, 1 << 23)
+    for place, weight in enumerate(weights):
+        neighbour = jax.lax.slice_in_dim(padded, place, place + size, axis=axis)
+        total += weight[:, None, None, None] * neighbour
+    return total >> 24
 
 
 # Maps of levels.

@@ -6,9 +6,9 @@ The policy, its grammar and its strengths are in pit_jax.augment.policy.
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from pit_jax.augment.policy import FILL, OPERATIONS, Policy, argument
+from pit_jax.augment.policy import FILL, KNOWN, Policy, argument
 from pit_jax.errors import suggestion
 
 Operation = Callable[[Image.Image, float], Image.Image]
@@ -24,10 +24,11 @@ def rand_augment(image: Image.Image, policy: Policy, rng: np.random.Generator) -
 def draw_operations(policy: Policy, rng: np.random.Generator) -> list[tuple[str, float]]:
     """The (operation, argument) pairs of one image, in order; those not applied left out.
 
-    Operations are uniform with replacement, magnitudes normal and clipped, signs even.
+    Operations are uniform with replacement, or by weights without, magnitudes normal and clipped,
+    signs even.
     """
     drawn = []
-    for index in rng.integers(len(OPERATIONS), size=policy.layers):
+    for index in _choose(policy, rng):
         if rng.random() >= policy.probability:
             continue
         magnitude = policy.magnitude
@@ -37,10 +38,19 @@ def draw_operations(policy: Policy, rng: np.random.Generator) -> list[tuple[str,
             magnitude = rng.normal(policy.magnitude, policy.magnitude_std)
         magnitude = min(max(magnitude, 0.0), policy.magnitude_max)
         sign = 1 if rng.random() < 0.5 else -1
-        name = OPERATIONS[index]
+        name = policy.operations[index]
         value = argument(name, magnitude, sign, increasing=policy.increasing, numpy=np)
         drawn.append((name, float(value)))
     return drawn
+
+
+def _choose(policy: Policy, rng: np.random.Generator) -> np.ndarray:
+    """Places among the policy's operations, one a layer."""
+    count = len(policy.operations)
+    if policy.weights is None:
+        return rng.integers(count, size=policy.layers)
+    chances = np.array(policy.weights) / sum(policy.weights)
+    return rng.choice(count, size=policy.layers, replace=False, p=chances)
 
 
 def apply_operation(image: Image.Image, name: str, value: float) -> Image.Image:
@@ -54,8 +64,7 @@ def apply_operation(image: Image.Image, name: str, value: float) -> Image.Image:
     """
     if name not in _FUNCTIONS:
         raise ValueError(
-            f"unknown operation {name!r}{suggestion(name, OPERATIONS)}; there are "
-            f"{', '.join(OPERATIONS)}"
+            f"unknown operation {name!r}{suggestion(name, KNOWN)}; there are {', '.join(KNOWN)}"
         )
     return _FUNCTIONS[name](image, value)
 
@@ -102,4 +111,6 @@ _FUNCTIONS: dict[str, Operation] = {
     "ShearY": lambda image, slope: _affine(image, (1, 0, 0, slope, 1, 0)),
     "TranslateX": lambda image, part: _affine(image, (1, 0, part * image.width, 0, 1, 0)),
     "TranslateY": lambda image, part: _affine(image, (1, 0, 0, 0, 1, part * image.height)),
+    "Desaturate": lambda image, part: ImageEnhance.Color(image).enhance(1.0 - part),
+    "GaussianBlur": lambda image, sigma: image.filter(ImageFilter.GaussianBlur(sigma)),
 }

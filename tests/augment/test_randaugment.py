@@ -1,5 +1,7 @@
 """RandAugment on the device against PIL, and its distribution."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,13 +11,21 @@ from scipy import stats
 
 from pit_jax.augment import randaugment
 from pit_jax.augment.keys import image_keys
-from pit_jax.augment.policy import ENHANCING, GEOMETRIC, OPERATIONS, argument, parse
+from pit_jax.augment.policy import ENHANCING, GEOMETRIC, KNOWN, OPERATIONS, argument, parse
 from pit_jax.data.randaugment import apply_operation
 
 RECIPE = parse("rand-m9-mstd0.5-inc1")
 CASES = [(level, sign) for level in (0.0, 2.7, 8.6, 10.0) for sign in (1, -1)]
-APPLY = jax.jit(randaugment.apply_operations)
-EXACT = ("Equalize", "Invert", "Posterize", "Solarize", "SolarizeAdd", "Brightness")
+APPLY = jax.jit(functools.partial(randaugment.apply_operations, among=KNOWN))
+EXACT = (
+    "Equalize",
+    "Invert",
+    "Posterize",
+    "Solarize",
+    "SolarizeAdd",
+    "Brightness",
+    "GaussianBlur",
+)
 
 
 @pytest.fixture(scope="module")
@@ -23,28 +33,28 @@ def differences(photographs) -> dict[str, np.ndarray]:
     """For each operation, (images, H, W, 3) grey levels between PIL and the device, which gets all
     operations of a case in one batch.
     """
-    found: dict[str, list[np.ndarray]] = {name: [] for name in OPERATIONS}
+    found: dict[str, list[np.ndarray]] = {name: [] for name in KNOWN}
     for level, sign in CASES:
-        values = [argument(name, level, sign, increasing=True, numpy=np) for name in OPERATIONS]
-        operation = np.repeat(np.arange(len(OPERATIONS), dtype=np.int32), len(photographs))
+        values = [argument(name, level, sign, increasing=True, numpy=np) for name in KNOWN]
+        operation = np.repeat(np.arange(len(KNOWN), dtype=np.int32), len(photographs))
         value = np.repeat(np.array(values, np.float32), len(photographs))
-        batch = np.tile(photographs, (len(OPERATIONS), 1, 1, 1))
+        batch = np.tile(photographs, (len(KNOWN), 1, 1, 1))
         result = np.asarray(APPLY(batch, operation, value))
         for image, place, number, pixels in zip(batch, operation, value, result, strict=True):
-            name = OPERATIONS[place]
+            name = KNOWN[place]
             reference = apply_operation(Image.fromarray(image), name, float(number))
             found[name].append(np.abs(np.asarray(reference, np.int32) - pixels))
     return {name: np.stack(stack) for name, stack in found.items()}
 
 
 class TestAgainstPIL:
-    @pytest.mark.parametrize("name", OPERATIONS)
+    @pytest.mark.parametrize("name", KNOWN)
     def test_within_two_levels(self, differences, name):
         """Of every image, case by case, not on average."""
         close = (differences[name] <= 2).mean((1, 2, 3))
         assert close.min() >= 0.999
 
-    @pytest.mark.parametrize("name", [name for name in OPERATIONS if name not in GEOMETRIC])
+    @pytest.mark.parametrize("name", [name for name in KNOWN if name not in GEOMETRIC])
     def test_within_one_level_everywhere(self, differences, name):
         assert differences[name].max() <= (0 if name in EXACT else 1)
 
@@ -126,7 +136,7 @@ class TestDistribution:
         positive = int((values > (1.0 if name in ENHANCING else 0.0)).sum())
         assert stats.binomtest(positive, len(values), 0.5).pvalue > 1e-3
 
-    @pytest.mark.parametrize("name", OPERATIONS)
+    @pytest.mark.parametrize("name", KNOWN)
     def test_arguments_equal_the_host_s(self, name):
         """At every whole and half level, either way, plain and increasing."""
         levels = np.arange(0, 10.5, 0.5)
@@ -159,11 +169,42 @@ class TestDistribution:
         levels = np.abs(of((operations, values), "TranslateX")) / 0.045
         assert stats.kstest(levels, stats.uniform(0, 8).cdf).pvalue > 1e-3
 
+    @pytest.mark.parametrize("text", ["rand-m9-p1-t3a", "rand-m9-p1-t3aw", "rand-m9-p1-tweights"])
+    def test_other_sets(self, text):
+        """The first by the weights, the second by the weights of what is left, and as strong."""
+        policy = parse(text)
+        draw = jax.jit(lambda keys: randaugment.draw_operations(keys, policy))
+        operations, values = map(np.asarray, draw(image_keys(jax.random.key(0), 20_000)))
+        places = [KNOWN.index(name) for name in policy.operations]
+        pairs = np.zeros((len(KNOWN), len(KNOWN)))
+        np.add.at(pairs, tuple(operations.T), 1)
+        weights = np.array(policy.weights or [1.0] * len(places))
+        first = weights / weights.sum()
+        second = np.tile(first, (len(places), 1))
+        if policy.weights is not None:
+            second = (1 - np.eye(len(places))) * weights
+            second /= second.sum(1, keepdims=True)
+        expected = 20_000 * first[:, None] * second
+        found = pairs[np.ix_(places, places)]
+        assert found.sum() == 20_000
+        assert found[expected == 0].sum() == 0
+        often = expected >= 5
+        rest = [found[~often].sum()], [expected[~often].sum()]
+        observed, chances = (
+            np.concatenate([x[often], y]) for x, y in zip((found, expected), rest, strict=True)
+        )
+        if not chances[-1]:
+            observed, chances = observed[:-1], chances[:-1]
+        assert stats.chisquare(observed, chances).pvalue > 1e-3
+        solarized = values[operations == KNOWN.index("Solarize")]
+        assert set(solarized) == {256 - int(0.9 * 256)}
+
 
 class TestRandAugment:
-    def test_applies_what_it_draws(self, photographs):
+    @pytest.mark.parametrize("text", ["rand-m9-mstd0.5-inc1-p1", "rand-m9-mstd0.5-p1-t3aw"])
+    def test_applies_what_it_draws(self, photographs, text):
         """Layer after layer, as PIL would."""
-        policy = parse("rand-m9-mstd0.5-inc1-p1")
+        policy = parse(text)
         count = 24
         batch = np.tile(photographs[:3], (count // 3, 1, 1, 1))
         keys = image_keys(jax.random.key(4), count)
@@ -178,7 +219,7 @@ class TestRandAugment:
         for i in range(count):
             image = Image.fromarray(batch[i])
             for operation, value in zip(operations[i], values[i], strict=True):
-                image = apply_operation(image, OPERATIONS[operation], float(value))
+                image = apply_operation(image, KNOWN[operation], float(value))
             differences = np.abs(np.asarray(image, np.int32) - result[i])
             # One level can become many in the second operation: at a threshold, or stretched.
             far += (differences > 2).mean() > 0.01

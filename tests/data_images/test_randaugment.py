@@ -39,6 +39,9 @@ class TestGrammar:
             "rand-m9-mstd0.5-inc0-p0.8",
             "rand-mstd101-m6",
             "rand-mmax20-m15-mstd1",
+            "rand-m9-mstd0.5-tweights",
+            "rand-t3a-inc0-n4",
+            "rand-m6-n3-t3aw",
         ],
     )
     def test_reads_what_timm_reads(self, text):
@@ -50,8 +53,14 @@ class TestGrammar:
         assert ours.magnitude == operation.magnitude
         assert ours.magnitude_std == operation.magnitude_std
         assert ours.magnitude_max == (operation.magnitude_max or 10)
-        names = [timm_name(name, ours.increasing) for name in policies.OPERATIONS]
-        assert names == [operation.name for operation in theirs.ops]
+        names = [timm_name(name, ours.increasing) for name in ours.operations]
+        assert sorted(names) == sorted(operation.name for operation in theirs.ops)
+        if ours.weights is None:
+            assert theirs.choice_weights is None
+            return
+        chances = dict(zip(names, np.array(ours.weights) / sum(ours.weights), strict=True))
+        expected = zip(theirs.ops, theirs.choice_weights, strict=True)
+        assert chances == pytest.approx({operation.name: chance for operation, chance in expected})
 
     def test_the_recipe(self):
         assert policies.parse(RECIPE) == policies.Policy(
@@ -63,7 +72,10 @@ class TestGrammar:
         [
             ("augmix-m5", "expected a RandAugment policy such as"),
             ("rand-m9-mst0.5", r"unknown section 'mst0.5' .* did you mean 'mstd'"),
-            ("rand-tweights", "unknown section 'tweights'"),
+            ("rand-tweight", r"unknown set 'weight' .*; did you mean 'weights'"),
+            ("rand-t", "unknown set ''"),
+            ("rand-t3a-t3a", "'t' appears twice"),
+            ("rand-t3aw-n15", "expected at most n14"),
             ("rand-m9-", "unknown section ''"),
             ("rand-inc2", "expected a number"),
             ("rand-inc", "expected a number"),
@@ -81,7 +93,7 @@ class TestGrammar:
         assert policies.parse("rand-mstdinf").magnitude_std == math.inf
 
 
-@pytest.mark.parametrize("name", policies.OPERATIONS)
+@pytest.mark.parametrize("name", policies.KNOWN)
 class TestOperations:
     @pytest.mark.parametrize("increasing", [False, True])
     def test_argument_equals_timm(self, name, increasing, monkeypatch):
@@ -93,6 +105,13 @@ class TestOperations:
                 expected = level_function(level, {})[0] if level_function else 0
                 assert value == expected
 
+    @pytest.mark.parametrize("level", [10.5, 20.0])
+    def test_what_stops_growing_at_ten(self, name, level):
+        """timm clamps these two alone."""
+        if name in policies.SPECIAL:
+            expected = auto_augment.LEVEL_TO_ARG[name](level, {})[0]
+            assert policies.argument(name, level, 1, increasing=True, numpy=np) == expected
+
     @pytest.mark.parametrize("level", [0, 1, 4, 8.43, 9, 10])
     @pytest.mark.parametrize("sign", [-1, 1])
     def test_pixels_equal_timm(self, name, level, sign, augmented_photographs):
@@ -100,6 +119,8 @@ class TestOperations:
         value = policies.argument(name, level, sign, increasing=True, numpy=np)
         if name in ("Posterize", "Solarize", "SolarizeAdd"):
             value = int(value)
+        elif name == "GaussianBlur":
+            value = float(value)  # Pillow compares it with a tuple
         arguments = () if name in ("AutoContrast", "Equalize", "Invert") else (value,)
         options = {"fillcolor": policies.FILL, "resample": Image.Resampling.BICUBIC}
         for image in augmented_photographs:
@@ -155,6 +176,31 @@ class TestDistribution:
         slopes = [abs(value) / 0.03 for image in draws for name, value in image if "Shear" in name]
         assert stats.kstest(slopes, stats.uniform(0, 8).cdf).pvalue > 1e-3
 
+    def test_weights_choose_without_replacement(self):
+        """Which pair of an image's two, by the weights of what is left after the first."""
+        text = "rand-m9-p1-t3aw"
+        policy = policies.parse(text)
+        pairs = collections.Counter(
+            tuple(n for n, _ in image) for image in self.drawn(text, 20_000)
+        )
+        chances = dict(zip(policy.operations, np.array(policy.weights), strict=True))
+        whole = sum(chances.values())
+        expected = {
+            (first, second): 20_000 * a / whole * b / (whole - a)
+            for first, a in chances.items()
+            for second, b in chances.items()
+            if first != second
+        }
+        assert set(pairs) <= set(expected)
+        observed = [pairs[pair] for pair in expected]
+        assert stats.chisquare(observed, list(expected.values())).pvalue > 1e-3
+
+    def test_a_set_without_weights_is_uniform(self):
+        draws = self.drawn("rand-m9-t3a", 9_000)
+        counts = collections.Counter(name for image in draws for name, _ in image)
+        assert set(counts) == {"Solarize", "Desaturate", "GaussianBlur"}
+        assert stats.chisquare(list(counts.values())).pvalue > 1e-3
+
     def test_fixed_magnitude(self):
         draws = self.drawn("rand-m8-p1-inc1", 500)
         assert {value for image in draws for name, value in image if name == "Posterize"} == {1}
@@ -181,5 +227,5 @@ class TestRandAugment:
     def test_unknown_operation(self, china):
         with pytest.raises(ValueError, match=r"'Rotat'; did you mean 'Rotate'\?"):
             randaugment.apply_operation(china, "Rotat", 1.0)
-        with pytest.raises(ValueError, match="unknown operation 'Blur'"):
-            policies.argument("Blur", 1.0, 1, increasing=False, numpy=np)
+        with pytest.raises(ValueError, match="unknown operation 'Erase'"):
+            policies.argument("Erase", 1.0, 1, increasing=False, numpy=np)

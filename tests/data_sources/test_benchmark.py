@@ -123,7 +123,7 @@ def counted(benchmark: ModuleType) -> tuple[sources.Source, list[int]]:
             asked.append(index)
             return super().__getitem__(index)
 
-    data = benchmark._file(Image.new("RGB", (48, 48), COLOUR), 90)
+    (data,) = benchmark._files([Image.new("RGB", (48, 48), COLOUR)], 90)
     return sources.Source("small", Counting([data]), 1000), asked
 
 

@@ -3,14 +3,16 @@ non-zero where a gate is missed. No TPU is needed, but libtpu is.
 
     python benchmarks/tpu_gates.py [--models pit_s] [--batch 128] [--topology v5e:2x2] [--json FILE]
     python benchmarks/tpu_gates.py --models pit_ti pit_xs pit_s pit_b deit_s
+    python benchmarks/tpu_gates.py --step recipe
     python benchmarks/tpu_gates.py --scaling
 
 Plain JAX is the same program with the lowerings one would write down: a grouped convolution to
 pool, attention that stores its map, `jax.nn.gelu`, layer norms and biases as JAX differentiates
-them. The gates hold for PiT-S on v5e with 128 images
-a chip. They are of one chip's work; exchanges between chips are shown beside it, and judged by
-`--scaling`: images per second and chip on 256 chips relative to 8, and relative to no exchanges.
-All models train by configs/deit.py:pit_s, so that the network is the only difference.
+them. The gates are of PiT-S on v5e with 128 images a chip, and of the bare step: AdamW, without
+moving average, mixing, erasing, flips and stochastic depth. `--step recipe` holds the whole recipe
+against them, configs/deit.py:pit_s. They are of one chip's work; exchanges between chips are shown
+beside it, and judged by `--scaling`: images per second and chip on 256 chips relative to 8, and
+relative to no exchanges. All models train alike, so that the network is the only difference.
 
 Estimates only, of which docs/performance.md says how far to trust them. A training step compiles in
 eight minutes on two cores, an inference step in two.
@@ -39,6 +41,17 @@ PLAIN = {
     "linear": "xla",
     "pooling": "grouped",
 }
+# What makes the recipe's step a bare one.
+BARE = {
+    "optimizer.name": "adamw",
+    "optimizer.options": {},
+    "ema_decay": None,
+    "augment.mix_probability": 0.0,
+    "augment.erasing_probability": 0.0,
+    "augment.flip_probability": 0.0,
+    "model.drop_path_rate": 0.0,
+}
+STEPS: dict[str, dict[str, Any]] = {"bare": BARE, "recipe": {}}
 GATED = "pit_s"
 RIVAL = "deit_s"
 SCALING_SLICES = ("v5e:2x4", "v5e:16x16")
@@ -79,9 +92,12 @@ class Gate:
         return [self.name, f"{self.value:,.4g}", relation, f"{self.bound:,.4g}", verdict]
 
 
-def compile_case(model: str, kind: str, topology: str, batch: int, *, plain: bool = False) -> Case:
-    """Compiles one program and reads it."""
+def compile_case(
+    model: str, kind: str, topology: str, batch: int, step: str, *, plain: bool = False
+) -> Case:
+    """Compiles one program and reads it; `step` is of `STEPS`."""
     config = runpy.run_path(str(CONFIG))["get_config"](GATED)
+    config.update_from_flattened_dict(STEPS[step])
     config.model.name = model
     on = chips.parse_slice(topology)
     devices = libtpu.devices(on)
@@ -94,7 +110,8 @@ def compile_case(model: str, kind: str, topology: str, batch: int, *, plain: boo
     report = measure.make_report(compiled, module, topology, on)
     case = Case(report, module.grouped_convolutions, attention_maps(module, model))
     print(
-        f"{model} {kind} {'plain' if plain else 'ours'} on {topology}, {batch} images a chip: "
+        f"{model} {kind} ({step}) {'plain' if plain else 'ours'} on {topology}, {batch} images a "
+        f"chip: "
         f"{case.rate:,.0f} images/s/chip, traced in {report.trace_seconds:.0f} s, compiled in "
         f"{report.compile_seconds:.0f} s, load {report.load[0]} on {report.load[1]} cores",
         file=sys.stderr,
@@ -172,7 +189,7 @@ def compare_models(options: argparse.Namespace) -> tuple[dict[str, Any], list[Ga
         for kind in program.PROGRAMS:
             for plain in (True, False):
                 cases[(model, kind, plain)] = compile_case(
-                    model, kind, options.topology, options.batch, plain=plain
+                    model, kind, options.topology, options.batch, options.step, plain=plain
                 )
             print(f"\n{model} {kind}, {options.batch} images a chip, {options.topology}")
             print("\n".join(side_by_side(cases[(model, kind, True)], cases[(model, kind, False)])))
@@ -203,7 +220,7 @@ def compare_slices(options: argparse.Namespace) -> tuple[dict[str, Any], list[Ga
     for batch, bound in SCALING_GATES.items():
         rates, shares = [], []
         for topology in SCALING_SLICES:
-            report = compile_case(GATED, "train", topology, batch).report
+            report = compile_case(GATED, "train", topology, batch, options.step).report
             found[f"{topology} {batch}"] = report.to_json()
             if report.estimate is None:
                 raise SystemExit(f"{GATED} does not fit on {topology} with {batch} images a chip")
@@ -226,6 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--models", nargs="+", default=[GATED], choices=list(zoo.MODELS))
     parser.add_argument("--batch", type=int, default=128, help="images a chip")
     parser.add_argument("--topology", default="v5e:2x2", help="such as v6e:2x2")
+    parser.add_argument("--step", choices=list(STEPS), default="bare", help="of training")
     parser.add_argument("--scaling", action="store_true", help="weak scaling instead of models")
     parser.add_argument("--json", type=Path, help="where to write all reports")
     options = parser.parse_args(arguments)

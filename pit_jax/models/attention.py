@@ -123,7 +123,9 @@ def _separate_projections(heads: int, x: jax.Array, kernel: jax.Array, bias: jax
     """
     batch, tokens, width = x.shape
     query, key, value = (
-        linear_map(x, columns, shift).reshape(batch, tokens, heads, width // heads)
+        linear_map(x, columns, shift, behind_kernel=True).reshape(
+            batch, tokens, heads, width // heads
+        )
         for columns, shift in zip(jnp.split(kernel, 3, 1), jnp.split(bias, 3), strict=True)
     )
     return query, key, value

@@ -1,8 +1,10 @@
 """Linear layers whose bias has its gradient from the matrix unit.
 
-The gradient of a bias is a sum over all tokens of the batch. Differentiated as it is written, that
-is one more pass over an activation, which on TPUs costs more than the layer's own products; as a
-product with ones it rides on what those products read. On CPUs the sum is the faster of the two.
+The gradient of a bias is a sum over all tokens of the batch. Where the TPU compiler cannot make it
+part of the program that computes what is summed, it is one more pass over an activation, which
+costs more than the layer's own products; as a product with ones it is cheap. It reads the
+activation once more, though, so that it takes the place of the sum only where that was measured to
+pay (docs/performance.md), and not on CPUs, where the sum is the faster of the two.
 """
 
 import functools
@@ -22,6 +24,10 @@ Lowering = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 Spread = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 
 _COLUMNS = 8
+# A product pays for sequences of so many rows: always behind a kernel, up to so many otherwise, in
+# layers that widen.
+_MIN_ROWS = 128
+_MAX_WIDENING_ROWS = 511
 
 
 def from_library(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
@@ -70,12 +76,19 @@ def _by_product(vector: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jnp.matmul(ones, rows, precision=lax.Precision.HIGHEST)
 
 
-def _by_platform(vector: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def _on_tpus_by_product(vector: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return lowerings.by_platform(
         vector,
         tpu=functools.partial(_by_product, shape=shape),
         default=functools.partial(_by_broadcast, shape=shape),
     )
+
+
+def _spread(x: jax.Array, kernel: jax.Array, behind_kernel: bool) -> Spread:
+    rows = x.shape[-2] if x.ndim > 1 else 1
+    widens = kernel.shape[1] > kernel.shape[0]
+    pays = behind_kernel or (widens and rows <= _MAX_WIDENING_ROWS)
+    return _on_tpus_by_product if pays and rows >= _MIN_ROWS else _by_broadcast
 
 
 def by_products(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
@@ -87,7 +100,12 @@ LOWERINGS: dict[str, Lowering] = {"xla": from_library, "products": by_products}
 
 
 def linear_map(
-    x: jax.Array, kernel: jax.Array, bias: jax.Array, *, lowering: str | None = None
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array,
+    *,
+    behind_kernel: bool = False,
+    lowering: str | None = None,
 ) -> jax.Array:
     """x @ kernel + bias.
 
@@ -95,8 +113,10 @@ def linear_map(
       x: (..., C), floating.
       kernel: (C, D), of that dtype.
       bias: (D,), of that dtype.
-      lowering: a key of `LOWERINGS`, which overrules `lowerings.override`; None for
-        "products" on TPUs and "xla" elsewhere.
+      behind_kernel: says that on TPUs a Pallas kernel writes the gradient of what is returned,
+        with which the compiler cannot merge a sum.
+      lowering: a key of `LOWERINGS`, which overrules `lowerings.override`; None for "products" on
+        TPUs where they pay, and "xla" elsewhere.
 
     Returns:
       (..., D), of that dtype.
@@ -106,7 +126,7 @@ def linear_map(
     """
     lowering = lowering or lowerings.chosen("linear")
     if lowering is None:
-        return _linear(x, kernel, bias, _by_platform)
+        return _linear(x, kernel, bias, _spread(x, kernel, behind_kernel))
     return lowerings.lookup("linear", lowering, LOWERINGS)(x, kernel, bias)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import runpy
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,7 @@ import pytest
 from pit_jax.compile_report.collectives import Collective
 from pit_jax.compile_report.hlo import Module
 from pit_jax.compile_report.report import Estimate, Memory, Report
+from pit_jax.training.config import parse
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "tpu_gates.py"
 
@@ -82,6 +84,28 @@ def test_what_keeps_all_bounds_passes(script: ModuleType) -> None:
     train = _case(script, xla_cycles=370e3, kernel_cycles=70e3, megabytes=270)
     inference = _case(script, xla_cycles=120e3, kernel_cycles=20e3, megabytes=20)
     assert _missed(script, train, inference) == []
+
+
+def test_the_bare_step_is_the_recipe_s_without_its_extras(script: ModuleType) -> None:
+    config = runpy.run_path(str(script.CONFIG))["get_config"](script.GATED)
+    recipe = parse(config)
+    config.update_from_flattened_dict(script.STEPS["bare"])
+    bare = parse(config)
+    assert recipe.optimizer.name == "adamp"
+    assert (bare.optimizer.name, bare.ema_decay, bare.model.drop_path_rate) == ("adamw", None, 0.0)
+    chances = ("mix_probability", "erasing_probability", "flip_probability")
+    assert all(getattr(recipe.augment, name) > 0 for name in chances)
+    assert not any(getattr(bare.augment, name) for name in chances)
+    assert (
+        dataclasses.replace(
+            bare,
+            optimizer=recipe.optimizer,
+            ema_decay=recipe.ema_decay,
+            model=recipe.model,
+            augment=recipe.augment,
+        )
+        == recipe
+    )
 
 
 def test_every_bound_is_judged(script: ModuleType) -> None:

@@ -47,12 +47,17 @@ def test_values_and_gradients(
 
 
 def test_the_gradient_of_a_bias_is_a_product() -> None:
-    x, kernel, bias, gradient = arrays("float32")
+    def sums_tokens(
+        platform: str, lowering: str | None, tokens: int = 128, *, behind_kernel: bool = False
+    ) -> bool:
+        x, kernel, bias, gradient = arrays("float32", (3, tokens))
 
-    def sums_tokens(platform: str, lowering: str | None) -> bool:
         def to_bias(bias: jax.Array) -> jax.Array:
             _, transpose = jax.vjp(
-                lambda bias: linear.linear_map(x, kernel, bias, lowering=lowering), bias
+                lambda bias: linear.linear_map(
+                    x, kernel, bias, lowering=lowering, behind_kernel=behind_kernel
+                ),
+                bias,
             )
             return transpose(gradient)[0]
 
@@ -60,6 +65,11 @@ def test_the_gradient_of_a_bias_is_a_product() -> None:
         return "dimensions = [0, 1]" in traced.lower(lowering_platforms=(platform,)).as_text()
 
     assert not sums_tokens("tpu", None)
+    assert sums_tokens("tpu", None, tokens=127)
+    assert sums_tokens("tpu", None, tokens=512)
+    assert not sums_tokens("tpu", None, tokens=512, behind_kernel=True)
+    assert sums_tokens("tpu", None, tokens=127, behind_kernel=True)
+    assert sums_tokens("cpu", None, tokens=512, behind_kernel=True)
     assert not sums_tokens("cpu", "products")
     assert sums_tokens("cpu", None)
     assert sums_tokens("cuda", None)

@@ -1,10 +1,10 @@
 """RandAugment's policy: what a string such as "rand-m9-mstd0.5-inc1" means.
 
 Fifteen operations, or another set; an image passes through `layers` of them, each applied with
-`probability`. A magnitude on the scale 0 to 10 sets how strong it is. Shared by
-the operations on the host (pit_jax.data.randaugment) and on the device
-(pit_jax.augment.randaugment), which differ in nothing but where they run. The grammar and the
-constants are timm's, whose recipes the published accuracies come from.
+`probability`. A magnitude on the scale 0 to 10 sets how strong it is. Shared by the operations on
+the host (pit_jax.data.randaugment) and on the device (pit_jax.augment.randaugment), which differ in
+nothing but where they run. The grammar and the constants are timm's, whose recipes the published
+accuracies come from.
 """
 
 import dataclasses

@@ -28,7 +28,6 @@ def show(config: Any, out: str | Path) -> None:
     Raises:
       ValueError: an experiment that cannot run, or a file that cannot be written.
     """
-
     from pit_jax.training.build import TrainBatches
     from pit_jax.training.setup import prepare
     from pit_jax.training.step import augment, step_keys

@@ -85,7 +85,7 @@ def _on_tpus_by_product(vector: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _spread(x: jax.Array, kernel: jax.Array, behind_kernel: bool) -> Spread:
-    rows = x.shape[-2] if x.ndim > 1 else 1
+    rows = x.shape[-2] if x.ndim > 2 else 1
     widens = kernel.shape[1] > kernel.shape[0]
     pays = behind_kernel or (widens and rows <= _MAX_WIDENING_ROWS)
     return _on_tpus_by_product if pays and rows >= _MIN_ROWS else _by_broadcast

@@ -111,9 +111,8 @@ def compile_case(
     case = Case(report, module.grouped_convolutions, attention_maps(module, model))
     print(
         f"{model} {kind} ({step}) {'plain' if plain else 'ours'} on {topology}, {batch} images a "
-        f"chip: "
-        f"{case.rate:,.0f} images/s/chip, traced in {report.trace_seconds:.0f} s, compiled in "
-        f"{report.compile_seconds:.0f} s, load {report.load[0]} on {report.load[1]} cores",
+        f"chip: {case.rate:,.0f} images/s/chip, traced in {report.trace_seconds:.0f} s, compiled "
+        f"in {report.compile_seconds:.0f} s, load {report.load[0]} on {report.load[1]} cores",
         file=sys.stderr,
         flush=True,
     )

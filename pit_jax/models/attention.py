@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from pit_jax.models import attention_tpu, lowerings
-from pit_jax.models.attention_cpu import attention_by_image
+from pit_jax.models.attention_cpu import attention_in_groups, attention_of_projection
 from pit_jax.models.linear import linear_map
 
 Lowering = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -57,7 +57,7 @@ LOWERINGS: dict[str, Lowering] = {
     "plain": plain_attention,
     "cudnn": cudnn_attention,
     "pallas": attention_tpu.attention,
-    "by_image": attention_by_image,
+    "in_groups": attention_in_groups,
 }
 
 
@@ -71,7 +71,7 @@ def attention(
       key: same shape and dtype.
       value: same shape and dtype.
       lowering: a key of `LOWERINGS`: "plain" anywhere, "cudnn" on NVIDIA GPUs, "pallas" on TPUs,
-        "by_image" for CPUs; None for the fastest on the platform compiled for, at this shape and
+        "in_groups" for CPUs; None for the fastest on the platform compiled for, at this shape and
         dtype. It overrules `lowerings.override`.
 
     Returns:
@@ -83,12 +83,49 @@ def attention(
     lowering = lowering or lowerings.chosen("attention")
     if lowering is not None:
         return lowerings.lookup("attention", lowering, LOWERINGS)(query, key, value)
-    branches: dict[str, Lowering] = {"cpu": attention_by_image}
+    fastest = _fastest(query)
+    return lowerings.by_platform(query, key, value, default=plain_attention, **fastest)
+
+
+def _fastest(query: jax.Array | jax.ShapeDtypeStruct) -> dict[str, Lowering]:
+    """By platform, the lowering that is faster than the plain one for such queries (B, N, H, D)."""
+    fastest: dict[str, Lowering] = {"cpu": attention_in_groups}
     if attention_tpu.supports(query):
-        branches["tpu"] = attention_tpu.attention
+        fastest["tpu"] = attention_tpu.attention
     if query.shape[1] >= MIN_CUDNN_TOKENS and fits_cudnn(query) and _has_cuda():
-        branches["cuda"] = cudnn_attention
-    return lowerings.by_platform(query, key, value, default=plain_attention, **branches)
+        fastest["cuda"] = cudnn_attention
+    return fastest
+
+
+def self_attention(heads: int, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """`attention` of the `projected_heads`, with as few copies between them as the platform can do.
+
+    Args:
+      heads: H.
+      x: (B, N, C).
+      kernel: (C, 3C); its columns give all queries, then all keys, then all values.
+      bias: (3C,).
+
+    Returns:
+      (B, N, H, D), in the dtype of `x`.
+    """
+    in_groups = functools.partial(_attention_in_groups, heads)
+    chosen = lowerings.chosen("attention")
+    if chosen is not None and chosen != "in_groups":
+        return attention(*projected_heads(heads, x, kernel, bias))
+    if chosen is not None:
+        return in_groups(x, kernel, bias)
+
+    def mixed_by(lowering: Lowering, project: Callable[..., Heads]) -> Callable[..., jax.Array]:
+        return lambda *operands: lowering(*project(heads, *operands))
+
+    batch, tokens, width = x.shape
+    fastest = _fastest(jax.ShapeDtypeStruct((batch, tokens, heads, width // heads), x.dtype))
+    branches = {name: mixed_by(found, _joint_projection) for name, found in fastest.items()}
+    branches["cpu"] = in_groups
+    branches["tpu"] = mixed_by(fastest.get("tpu", plain_attention), _separate_projections)
+    default = mixed_by(plain_attention, _joint_projection)
+    return lowerings.by_platform(x, kernel, bias, default=default, **branches)
 
 
 def projected_heads(heads: int, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> Heads:
@@ -112,9 +149,18 @@ def projected_heads(heads: int, x: jax.Array, kernel: jax.Array, bias: jax.Array
 
 
 def _joint_projection(heads: int, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> Heads:
-    batch, tokens, width = x.shape
-    qkv = linear_map(x, kernel, bias).reshape(batch, tokens, 3, heads, width // heads)
+    qkv = _projection(heads, x, kernel, bias)
     return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+
+
+def _projection(heads: int, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """Queries, keys and values in one array (B, N, 3, H, D)."""
+    batch, tokens, width = x.shape
+    return linear_map(x, kernel, bias).reshape(batch, tokens, 3, heads, width // heads)
+
+
+def _attention_in_groups(heads: int, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    return attention_of_projection(_projection(heads, x, kernel, bias))
 
 
 def _separate_projections(heads: int, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> Heads:
@@ -131,7 +177,7 @@ def _separate_projections(heads: int, x: jax.Array, kernel: jax.Array, bias: jax
     return query, key, value
 
 
-def fits_cudnn(query: jax.Array) -> bool:
+def fits_cudnn(query: jax.Array | jax.ShapeDtypeStruct) -> bool:
     """Whether cuDNN takes such queries (B, N, H, D), on any GPU that has its fused attention."""
     width = query.shape[3]
     return (

@@ -84,7 +84,7 @@ def plan(tokens: int, heads: int, width: int, dtype: jnp.dtype) -> Plan:
     return Plan(in_program, in_group, queries)
 
 
-def supports(query: jax.Array) -> bool:
+def supports(query: jax.Array | jax.ShapeDtypeStruct) -> bool:
     """Whether the kernel takes such queries (B, N, H, D), their keys and values alike."""
     tokens, width = query.shape[1], query.shape[3]
     if query.dtype not in (jnp.bfloat16, jnp.float32) or width % 16:

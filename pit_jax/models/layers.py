@@ -16,9 +16,9 @@ from jax.typing import DTypeLike
 
 from pit_jax.errors import suggestion
 from pit_jax.models.attention import (
-    attention,
     attention_weights,
     projected_heads,
+    self_attention,
     weighted_values,
 )
 from pit_jax.models.gelu import gelu
@@ -176,16 +176,16 @@ class Attention(nnx.Module):
     ) -> jax.Array:
         batch, tokens, width = x_bnc.shape
         operands = [jnp.asarray(x, self.qkv.dtype) for x in (x_bnc, self.qkv.kernel, self.qkv.bias)]
-        query, keys, value = projected_heads(self.heads, *operands)  # each (B, N, H, D)
 
         drop_key, map_key = (None, None) if key is None else jax.random.split(key)
         drops_map = map_key is not None and self.drop.attention > 0
         if drops_map or record.wants("attention"):
+            query, keys, value = projected_heads(self.heads, *operands)  # each (B, N, H, D)
             weights = attention_weights(query, keys)
             record.save("attention", f"{name}/attention", weights)
             mixed = weighted_values(dropout(weights, self.drop.attention, map_key), value)
         else:
-            mixed = attention(query, keys, value)
+            mixed = self_attention(self.heads, *operands)
         out = self.proj(mixed.reshape(batch, tokens, width))
         return dropout(out, self.drop.features, drop_key)
 

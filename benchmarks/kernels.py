@@ -24,11 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 from measuring import Program, machine, one_line, table, time_together
 
-from pit_jax.models import attention, gelu, layer_norm, linear, pooling, zoo
+from pit_jax.models import attention, gelu, layer_norm, linear, patches, pooling, zoo
 from pit_jax.models.config import PiTConfig, ViTConfig
 
 MODELS = ("pit_ti", "pit_xs", "pit_s", "pit_b", "vit_s")
-OPERATIONS = ("attention", "pooling", "gelu", "layer_norm", "linear")
+OPERATIONS = ("attention", "pooling", "patches", "gelu", "layer_norm", "linear")
 CHOSEN = "chosen"
 Shape = tuple[int, ...]
 
@@ -66,8 +66,17 @@ class Row:
 
 
 def cases(config: PiTConfig | ViTConfig, model: str, batch: int) -> Iterator[Case]:
-    """What the blocks of every stage are made of, and the pooling after it."""
+    """The patch embedding, what the blocks of every stage are made of, and the pooling after it."""
     heads = config.heads if isinstance(config, PiTConfig) else (config.heads,)
+    patch, width = config.patch_size, config.widths[0]
+    stride = config.stride if isinstance(config, PiTConfig) else patch
+    yield Case(
+        "patches",
+        model,
+        ((batch, *config.image_size, 3), (patch, patch, 3, width), (width,)),
+        functools.partial(patches.embedded_patches, stride=stride),
+        tuple(patches.LOWERINGS),
+    )
     for stage, (width, count, grid) in enumerate(
         zip(config.widths, heads, config.grids, strict=True)
     ):

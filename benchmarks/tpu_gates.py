@@ -2,7 +2,7 @@
 non-zero where a gate is missed. No TPU is needed, but libtpu is.
 
     python benchmarks/tpu_gates.py [--models pit_s] [--batch 128] [--topology v5e:2x2] [--json FILE]
-    python benchmarks/tpu_gates.py --models pit_ti pit_xs pit_s pit_b deit_s
+    python benchmarks/tpu_gates.py --models pit_ti pit_xs pit_s pit_b deit_s --ours-only
     python benchmarks/tpu_gates.py --step recipe
     python benchmarks/tpu_gates.py --scaling
 
@@ -149,14 +149,16 @@ def gates(train: Case, inference: Case) -> list[Gate]:
     ]
 
 
-def side_by_side(plain: Case, ours: Case) -> list[str]:
-    """The figures of both, an image, and their ratio."""
-    rows = [["", "plain", "ours", "ours / plain"]]
-    columns = [_figures(plain), _figures(ours)]
-    for name in dict.fromkeys([*columns[0], *columns[1]]):
-        first, second = (column.get(name, 0.0) for column in columns)
-        ratio = f"{second / first:.3f}" if first and second else ""
-        rows.append([name, f"{first:,.1f}", f"{second:,.1f}", ratio])
+def side_by_side(*cases: Case) -> list[str]:
+    """The figures of plain JAX and ours, an image, and their ratio; or of ours alone."""
+    rows = [["", "plain", "ours", "ours / plain"] if len(cases) > 1 else ["", "ours"]]
+    columns = [_figures(case) for case in cases]
+    for name in dict.fromkeys(name for column in columns for name in column):
+        figures = [column.get(name, 0.0) for column in columns]
+        row = [name, *(f"{figure:,.1f}" for figure in figures)]
+        if len(figures) > 1:
+            row.append(f"{figures[1] / figures[0]:.3f}" if all(figures) else "")
+        rows.append(row)
     return table(rows)
 
 
@@ -186,12 +188,13 @@ def compare_models(options: argparse.Namespace) -> tuple[dict[str, Any], list[Ga
     cases: dict[tuple[str, str, bool], Case] = {}
     for model in options.models:
         for kind in program.PROGRAMS:
-            for plain in (True, False):
+            for plain in (False,) if options.ours_only else (True, False):
                 cases[(model, kind, plain)] = compile_case(
                     model, kind, options.topology, options.batch, options.step, plain=plain
                 )
             print(f"\n{model} {kind}, {options.batch} images a chip, {options.topology}")
-            print("\n".join(side_by_side(cases[(model, kind, True)], cases[(model, kind, False)])))
+            columns = [case for key, case in cases.items() if key[:2] == (model, kind)]
+            print("\n".join(side_by_side(*columns)))
     if RIVAL in options.models:
         print(f"\nfaster than {RIVAL}, both with our lowerings")
         rows = [["model", *program.PROGRAMS]]
@@ -243,6 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=128, help="images a chip")
     parser.add_argument("--topology", default="v5e:2x2", help="such as v6e:2x2")
     parser.add_argument("--step", choices=list(STEPS), default="bare", help="of training")
+    parser.add_argument("--ours-only", action="store_true", help="without plain JAX beside it")
     parser.add_argument("--scaling", action="store_true", help="weak scaling instead of models")
     parser.add_argument("--json", type=Path, help="where to write all reports")
     options = parser.parse_args(arguments)

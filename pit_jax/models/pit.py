@@ -15,6 +15,7 @@ from pit_jax.models.classifier import TokenClassifier, block_rates
 from pit_jax.models.config import PiTConfig
 from pit_jax.models.initializers import normal, torch_default_init
 from pit_jax.models.layers import Block, DropRates, Recorder, dropout, linear
+from pit_jax.models.patches import PatchProjection
 
 # What `capture=` can ask for, and the names under which it comes back.
 CAPTURES = ("embedding", "blocks", "attention", "stages", "pre_logits")
@@ -27,16 +28,11 @@ class PatchEmbedding(nnx.Module):
     """Overlapping patches by one convolution, plus a learned map of positions."""
 
     def __init__(self, config: PiTConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        patch = config.patch_size
-        kernel_init, bias_init = torch_default_init(config.in_channels * patch * patch)
-        self.conv = nnx.Conv(
+        self.conv = PatchProjection(
             config.in_channels,
             config.widths[0],
-            (patch, patch),
-            strides=config.stride,
-            padding="VALID",
-            kernel_init=kernel_init,
-            bias_init=bias_init,
+            patch=config.patch_size,
+            stride=config.stride,
             dtype=dtype,
             rngs=rngs,
         )

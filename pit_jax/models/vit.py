@@ -11,8 +11,9 @@ from jax.typing import DTypeLike
 
 from pit_jax.models.classifier import TokenClassifier, block_rates
 from pit_jax.models.config import ViTConfig
-from pit_jax.models.initializers import deit_init, normal, torch_default_init
+from pit_jax.models.initializers import deit_init, normal
 from pit_jax.models.layers import Block, Recorder, dropout
+from pit_jax.models.patches import PatchProjection
 
 # What `capture=` can ask for, and the names under which it comes back.
 CAPTURES = ("embedding", "blocks", "attention", "pre_logits")
@@ -28,16 +29,11 @@ class PatchEmbedding(nnx.Module):
     """
 
     def __init__(self, config: ViTConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        patch = config.patch_size
-        kernel_init, bias_init = torch_default_init(config.in_channels * patch * patch)
-        self.conv = nnx.Conv(
+        self.conv = PatchProjection(
             config.in_channels,
             config.width,
-            (patch, patch),
-            strides=patch,
-            padding="VALID",
-            kernel_init=kernel_init,
-            bias_init=bias_init,
+            patch=config.patch_size,
+            stride=config.patch_size,
             dtype=dtype,
             rngs=rngs,
         )

@@ -78,6 +78,7 @@ def time_together(
     found: dict[str, list[float]] = {name: [] for name in programs}
     for _ in range(repeats):
         for name, program in programs.items():
+            once(program)  # What ran before may keep its threads spinning for a while.
             found[name].append(_window(program, rounds[name]))
     return {name: Timing(seconds) for name, seconds in found.items()}
 

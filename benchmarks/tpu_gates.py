@@ -120,10 +120,13 @@ def compile_case(
 
 
 def attention_maps(module: Module, model: str) -> list[str]:
-    """Arrays in main memory with two axes of the first stage's tokens, padded or not."""
+    """Arrays in main memory with two axes of the first stage's tokens, padded or not; of a ViT's, a
+    batch of images has two such axes as well.
+    """
     config = zoo.model_config(model)
     height, width = config.grids[0]
-    tokens = range(height * width, -(-(height * width + 2) // 128) * 128 + 1)
+    padded = range(height * width, -(-(height * width + 2) // 128) * 128 + 1)
+    tokens = set(padded) - set(config.image_size)
     return sorted(
         f"{array.dtype}{list(array.shape)}"
         for array in module.stored

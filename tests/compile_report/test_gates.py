@@ -124,17 +124,21 @@ def test_every_bound_is_judged(script: ModuleType) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "stored"),
+    ("model", "shape", "stored"),
     [
-        ("bf16[128,3,730,730]{3,2,1,0:T(8,128)(2,1)}", True),
-        ("f32[128,3,736,768]{3,2,1,0:T(8,128)}", True),
-        ("bf16[3,730,730]{2,1,0:T(8,128)(2,1)S(1)}", False),  # in a core's own memory
-        ("bf16[128,730,144]{2,1,0}", False),
+        ("pit_s", "bf16[128,3,730,730]{3,2,1,0:T(8,128)(2,1)}", True),
+        ("pit_s", "f32[128,3,736,768]{3,2,1,0:T(8,128)}", True),
+        ("pit_s", "bf16[3,730,730]{2,1,0:T(8,128)(2,1)S(1)}", False),  # in a core's own memory
+        ("pit_s", "bf16[128,730,144]{2,1,0}", False),
+        ("deit_s", "bf16[128,6,197,256]{3,2,1,0}", True),
+        ("deit_s", "bf16[128,224,224,3]{3,2,1,0}", False),  # images
     ],
 )
-def test_attention_maps_in_memory_are_found(script: ModuleType, shape: str, stored: bool) -> None:
+def test_attention_maps_in_memory_are_found(
+    script: ModuleType, model: str, shape: str, stored: bool
+) -> None:
     text = f"ENTRY %main (p: f32[]) -> f32[] {{\n  ROOT %x = {shape} fusion(%p), calls=%f\n}}\n"
-    assert bool(script.attention_maps(Module(text), "pit_s")) == stored
+    assert bool(script.attention_maps(Module(text), model)) == stored
 
 
 def test_ratios_of_plain_and_ours(script: ModuleType) -> None:

@@ -73,7 +73,8 @@ def _by_group(
     """Of as many images at a time as may be and divide the batch; of one without its axis."""
     batch, tokens, heads = arrays[0].shape[0], arrays[0].shape[1], arrays[0].shape[-2]
     most = max(_GROUP_BYTES // (4 * heads * tokens**2), 1)
-    size = max(divisor for divisor in range(1, min(most, batch) + 1) if batch % divisor == 0)
+    divisors = [number for number in range(1, min(most, batch) + 1) if batch % number == 0]
+    size = max(divisors, default=batch)
     if size == batch:
         return compute(*arrays)
     if size > 1:

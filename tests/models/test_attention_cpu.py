@@ -95,6 +95,12 @@ def test_every_device_works_on_its_own_images(packed: bool) -> None:
     np.testing.assert_allclose(compiled(*split), plain(*operands), rtol=0, atol=1e-6)
 
 
+def test_no_images_are_no_error() -> None:
+    none = tuple(operand[:0] for operand in example("float32"))
+    for result in both_ways(attention_in_groups, *none):
+        assert result.shape == (0, 11, HEADS, WIDTH)
+
+
 def test_no_array_holds_the_logits_of_the_batch() -> None:
     def total(*operands: jax.Array) -> jax.Array:
         return attention_in_groups(*operands).sum()

@@ -68,12 +68,12 @@ class Row:
 def cases(config: PiTConfig | ViTConfig, model: str, batch: int) -> Iterator[Case]:
     """The patch embedding, what the blocks of every stage are made of, and the pooling after it."""
     heads = config.heads if isinstance(config, PiTConfig) else (config.heads,)
-    patch, width = config.patch_size, config.widths[0]
+    patch, channels, width = config.patch_size, config.in_channels, config.widths[0]
     stride = config.stride if isinstance(config, PiTConfig) else patch
     yield Case(
         "patches",
         model,
-        ((batch, *config.image_size, 3), (patch, patch, 3, width), (width,)),
+        ((batch, *config.image_size, channels), (patch, patch, channels, width), (width,)),
         functools.partial(patches.embedded_patches, stride=stride),
         tuple(patches.LOWERINGS),
     )

@@ -111,10 +111,10 @@ def self_attention(heads: int, x: jax.Array, kernel: jax.Array, bias: jax.Array)
     """
     in_groups = functools.partial(_attention_in_groups, heads)
     chosen = lowerings.chosen("attention")
-    if chosen is not None and chosen != "in_groups":
-        return attention(*projected_heads(heads, x, kernel, bias))
-    if chosen is not None:
+    if chosen == "in_groups":
         return in_groups(x, kernel, bias)
+    if chosen is not None:
+        return attention(*projected_heads(heads, x, kernel, bias))
 
     def mixed_by(lowering: Lowering, project: Callable[..., Heads]) -> Callable[..., jax.Array]:
         return lambda *operands: lowering(*project(heads, *operands))

@@ -62,7 +62,8 @@ def test_values_and_gradients_equal_the_plain_ones(
             )
 
 
-def test_self_attention_is_that_of_the_projected_heads(tokens: int) -> None:
+@pytest.mark.parametrize("named", [{}, {"attention": "in_groups"}])
+def test_self_attention_is_that_of_the_projected_heads(tokens: int, named: dict[str, str]) -> None:
     drawn = np.random.default_rng(0).standard_normal
     x, kernel, bias = (
         jnp.asarray(drawn(shape), jnp.float32) / 3
@@ -70,7 +71,8 @@ def test_self_attention_is_that_of_the_projected_heads(tokens: int) -> None:
     )
 
     def attend(*operands: jax.Array) -> jax.Array:
-        return self_attention(HEADS, *operands)
+        with lowerings.override(**named):
+            return self_attention(HEADS, *operands)
 
     def attend_plainly(*operands: jax.Array) -> jax.Array:
         with lowerings.override(attention="plain"):

@@ -22,6 +22,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pit_jax.models.sharded_kernel import per_batch_shard
 
+# Of a register; it has 8 rows of them, of float32.
+LANES = 128
 # Bytes of VMEM for one program: every TPU has them.
 VMEM_BYTES = 16 * 2**20
 # Of those, for operands; maps take the rest.
@@ -62,17 +64,21 @@ class Plan(NamedTuple):
 
 def operand_bytes(tokens: int, width: int, dtype: jnp.dtype) -> int:
     """VMEM for one head: eight operands and results of the backward pass, each held twice."""
-    return 16 * width * pl.cdiv(tokens, 128) * 128 * jnp.dtype(dtype).itemsize
+    return 16 * width * pl.cdiv(tokens, LANES) * LANES * jnp.dtype(dtype).itemsize
+
+
+def _map(tokens: int) -> tuple[int, int]:
+    """Queries of a block, and the registers of its map of (keys, queries)."""
+    rows, columns = pl.cdiv(tokens, 8), pl.cdiv(tokens, LANES)
+    if rows * columns <= _MAP_REGISTERS:
+        return tokens, rows * columns
+    columns = max(_MAP_REGISTERS // rows, 1)
+    return columns * LANES, rows * columns
 
 
 def plan(tokens: int, heads: int, width: int, dtype: jnp.dtype) -> Plan:
     """The cut for a sequence length: short sequences need many heads at once to fill the units."""
-    rows, columns = pl.cdiv(tokens, 8), pl.cdiv(tokens, 128)
-    queries = tokens
-    if rows * columns > _MAP_REGISTERS:
-        columns = max(_MAP_REGISTERS // rows, 1)
-        queries = columns * 128
-    registers = rows * columns
+    queries, registers = _map(tokens)
     divisors = [n for n in range(1, heads + 1) if heads % n == 0]
     most = min(
         _PROGRAM_REGISTERS // registers, MAX_OPERAND_BYTES // operand_bytes(tokens, width, dtype)
@@ -82,6 +88,15 @@ def plan(tokens: int, heads: int, width: int, dtype: jnp.dtype) -> Plan:
         n for n in divisors if in_program % n == 0 and (n == 1 or n * registers <= _GROUP_REGISTERS)
     )
     return Plan(in_program, in_group, queries)
+
+
+def whole_image(tokens: int, heads: int) -> Plan:
+    """The cut for programs that have all heads of an image; the maps of one may still come in
+    blocks of queries, one after the other.
+    """
+    queries, registers = _map(tokens)
+    most = max(_GROUP_REGISTERS // registers, 1)
+    return Plan(heads, max(n for n in range(1, heads + 1) if heads % n == 0 and n <= most), queries)
 
 
 def supports(query: jax.Array | jax.ShapeDtypeStruct) -> bool:
@@ -142,7 +157,7 @@ def _forward(interpret: bool, *operands: jax.Array) -> Sequence[jax.Array]:
     """
     dtype = operands[0].dtype
     call = _Call(operands[0], "forward", interpret)
-    kernel = call(_forward_kernel, "qkk", [("q", dtype), ("l", jnp.float32)])
+    kernel = call(attend, "qkk", [("q", dtype), ("l", jnp.float32)])
     return per_batch_shard(kernel, *operands)
 
 
@@ -153,7 +168,7 @@ def _backward(interpret: bool, *operands: jax.Array) -> Sequence[jax.Array]:
     """
     dtype = operands[0].dtype
     call = _Call(operands[0], "backward", interpret)
-    kernel = call(_backward_kernel, "qkkqlq", [("q", dtype), ("k", dtype), ("k", dtype)], sums=2)
+    kernel = call(attend_backward, "qkkqlq", [("q", dtype), ("k", dtype), ("k", dtype)], sums=2)
     return per_batch_shard(kernel, *operands)
 
 
@@ -208,7 +223,7 @@ class _Call:
         return call
 
 
-def _dot(left: jax.Array, right: jax.Array, axes: tuple[int, int]) -> jax.Array:
+def dot(left: jax.Array, right: jax.Array, axes: tuple[int, int]) -> jax.Array:
     """Matrix product accumulated in float32, contracting one axis of each."""
     dimensions = (((axes[0],), (axes[1],)), ((), ()))
     # Products of bfloat16 are exact in float32, and Mosaic refuses to be asked for more.
@@ -233,14 +248,14 @@ def _in_groups(
         finish(heads, current)
 
 
-def _forward_kernel(plan: Plan, tokens: int, *refs: Ref) -> None:
+def attend(plan: Plan, tokens: int, *refs: Ref) -> None:
     """Blocks (1, heads, D or 1, queries or all tokens) of the operands, then of the results."""
     query, key, value, out, log_sum = refs
     width = query.shape[2]
     scale = width**-0.5 * _LOG2_E
 
     def start(h: int) -> Products:
-        return (_dot(key[0, h], query[0, h], (0, 0)),)  # (keys, queries)
+        return (dot(key[0, h], query[0, h], (0, 0)),)  # (keys, queries)
 
     def finish(heads: list[int], products: list[Products]) -> None:
         tops = [s.max(0, keepdims=True) * scale for (s,) in products]
@@ -251,7 +266,7 @@ def _forward_kernel(plan: Plan, tokens: int, *refs: Ref) -> None:
         for h, weights, top in zip(heads, maps, tops, strict=True):
             # Rows of ones, a register of them: the matrix unit adds up the denominators as well.
             ones = jnp.ones((32 // value.dtype.itemsize, tokens), value.dtype)
-            sums = _dot(jnp.concatenate([value[0, h], ones]), weights, (1, 0))
+            sums = dot(jnp.concatenate([value[0, h], ones]), weights, (1, 0))
             total = sums[width : width + 1]
             out[0, h] = (sums[:width] * (1 / total)).astype(out.dtype)
             log_sum[0, h] = top + jnp.log2(total)
@@ -259,30 +274,36 @@ def _forward_kernel(plan: Plan, tokens: int, *refs: Ref) -> None:
     _in_groups(plan, start, finish)
 
 
-def _backward_kernel(plan: Plan, tokens: int, *refs: Ref) -> None:
-    """Blocks as in the forward kernel; the results are gradients of queries, keys and values."""
+def attend_backward(plan: Plan, tokens: int, *refs: Ref, block: int | None = None) -> None:
+    """Blocks as in `attend`; the results are gradients of queries, keys and values. Whose blocks
+    of queries are not the grid's says which one it is, and that the references end with it.
+    """
     query, key, value, out, log_sum, gradient, to_query, to_key, to_value, *sums = refs
     scale = query.shape[2] ** -0.5
     in_blocks = plan.queries < tokens
-    block = pl.program_id(2)
+    of_grid = in_blocks and block is None
+    number: int | jax.Array = pl.program_id(2) if of_grid else block or 0
 
     def load(ref: Ref, h: int) -> jax.Array:
-        if not in_blocks:
+        if not of_grid:
             return ref[0, h]
         # The last block reaches past the sequence, where anything may be, NaN included.
-        place = jax.lax.broadcasted_iota(jnp.int32, ref.shape[2:], 1) + block * plan.queries
+        place = jax.lax.broadcasted_iota(jnp.int32, ref.shape[2:], 1) + number * plan.queries
         return jnp.where(place < tokens, ref[0, h], jnp.zeros((), ref.dtype))
 
     def add(ref: Ref, h: int, part: jax.Array) -> None:
         if in_blocks:
             so_far = sums[ref is to_value]
-            part = jnp.where(block == 0, part, so_far[h] + part)
+            if of_grid:
+                part = jnp.where(number == 0, part, so_far[h] + part)
+            elif number:
+                part = so_far[h] + part
             so_far[h] = part
         ref[0, h] = part.astype(ref.dtype)
 
     def start(h: int) -> Products:
-        logits = _dot(key[0, h], load(query, h), (0, 0))  # (keys, queries)
-        return logits, _dot(value[0, h], load(gradient, h), (0, 0))
+        logits = dot(key[0, h], load(query, h), (0, 0))  # (keys, queries)
+        return logits, dot(value[0, h], load(gradient, h), (0, 0))
 
     def finish(heads: list[int], products: list[Products]) -> None:
         means = [  # of the map's gradient under the map
@@ -294,13 +315,13 @@ def _backward_kernel(plan: Plan, tokens: int, *refs: Ref) -> None:
             for h, (s, _) in zip(heads, products, strict=True)
         ]
         for h, weights in zip(heads, maps, strict=True):
-            add(to_value, h, _dot(load(gradient, h), weights.astype(value.dtype), (1, 1)))
+            add(to_value, h, dot(load(gradient, h), weights.astype(value.dtype), (1, 1)))
         slopes = [
             (weights * (to_weights - mean)).astype(value.dtype)
             for weights, (_, to_weights), mean in zip(maps, products, means, strict=True)
         ]
         for h, slope in zip(heads, slopes, strict=True):
-            to_query[0, h] = (_dot(key[0, h], slope, (1, 0)) * scale).astype(to_query.dtype)
-            add(to_key, h, _dot(load(query, h), slope, (1, 1)) * scale)
+            to_query[0, h] = (dot(key[0, h], slope, (1, 0)) * scale).astype(to_query.dtype)
+            add(to_key, h, dot(load(query, h), slope, (1, 1)) * scale)
 
     _in_groups(plan, start, finish)

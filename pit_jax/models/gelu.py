@@ -22,7 +22,7 @@ Lowering = Callable[[jax.Array], jax.Array]
 # iteratively reweighted least squares; the largest error is 3.1e-6, that of the tanh form found
 # elsewhere, whose p has two terms, 4.7e-4. The last coefficient is positive, so that the argument
 # grows without bound on both sides.
-_COEFFICIENTS = (7.97827577e-1, 3.64699307e-2, -1.25476162e-4, -3.04672057e-5, 1.11263212e-6)
+COEFFICIENTS = (7.97827577e-1, 3.64699307e-2, -1.25476162e-4, -3.04672057e-5, 1.11263212e-6)
 
 
 def _phi_erf(x: jax.Array) -> jax.Array:
@@ -33,8 +33,8 @@ def _phi_erf(x: jax.Array) -> jax.Array:
 def _phi_polynomial(x: jax.Array) -> jax.Array:
     """The distribution function to what bfloat16 can hold of x * Phi(x)."""
     square = x * x
-    value = jnp.full_like(x, _COEFFICIENTS[-1])
-    for coefficient in _COEFFICIENTS[-2::-1]:
+    value = jnp.full_like(x, COEFFICIENTS[-1])
+    for coefficient in COEFFICIENTS[-2::-1]:
         value = value * square + coefficient
     return 0.5 + 0.5 * jnp.tanh(x * value)
 

@@ -15,12 +15,14 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from pit_jax.errors import suggestion
+from pit_jax.models import branch_middle, branch_tpu
 from pit_jax.models.attention import (
     attention_weights,
     projected_heads,
     self_attention,
     weighted_values,
 )
+from pit_jax.models.branch import Branch, residual_branch
 from pit_jax.models.gelu import gelu
 from pit_jax.models.initializers import LinearInit, constant
 from pit_jax.models.layer_norm import EPSILON, LayerNorm
@@ -243,9 +245,60 @@ class Block(nnx.Module):
     ) -> jax.Array:
         # The two branches are dropped independently, at the same rate.
         keys = (None,) * 4 if key is None else tuple(jax.random.split(key, 4))
-        branch = self.attention(self.norm1(x_bnc), keys[0], record, name)
-        x_bnc = x_bnc + stochastic_depth(branch, self.drop.path, keys[1])
-        branch = self.mlp(self.norm2(x_bnc), keys[2])
-        x_bnc = x_bnc + stochastic_depth(branch, self.drop.path, keys[3])
+        x_bnc = self._attend(x_bnc, keys[0], keys[1], record, name)
+        x_bnc = self._mix(x_bnc, keys[2], keys[3])
         record.save("blocks", f"{name}/tokens", x_bnc)
         return x_bnc
+
+    def _attend(
+        self,
+        x_bnc: jax.Array,
+        key: jax.Array | None,
+        path_key: jax.Array | None,
+        record: Recorder,
+        name: str,
+    ) -> jax.Array:
+        def parts(x_bnc: jax.Array) -> jax.Array:
+            branch = self.attention(self.norm1(x_bnc), key, record, name)
+            return x_bnc + stochastic_depth(branch, self.drop.path, path_key)
+
+        drops = key is not None and (self.drop.features > 0 or self.drop.attention > 0)
+        if drops or record.wants("attention"):
+            return parts(x_bnc)
+        layers = (self.norm1, self.attention.qkv, self.attention.proj)
+        middle = branch_middle.Attention(self.attention.heads)
+        return self._fused_or(parts, middle, x_bnc, layers, path_key)
+
+    def _mix(
+        self, x_bnc: jax.Array, key: jax.Array | None, path_key: jax.Array | None
+    ) -> jax.Array:
+        def parts(x_bnc: jax.Array) -> jax.Array:
+            branch = self.mlp(self.norm2(x_bnc), key)
+            return x_bnc + stochastic_depth(branch, self.drop.path, path_key)
+
+        if key is not None and self.drop.features > 0:
+            return parts(x_bnc)
+        layers = (self.norm2, self.mlp.fc1, self.mlp.fc2)
+        return self._fused_or(parts, branch_middle.Gelu(), x_bnc, layers, path_key)
+
+    def _fused_or(
+        self,
+        parts: Branch,
+        middle: branch_middle.Middle,
+        x_bnc: jax.Array,
+        layers: tuple[LayerNorm, Linear, Linear],
+        path_key: jax.Array | None,
+    ) -> jax.Array:
+        """The branch of a layer norm and two linear layers, in one kernel where that is faster."""
+        norm, first, second = layers
+
+        def fused(x_bnc: jax.Array) -> jax.Array:
+            linear = (first.kernel, first.bias, second.kernel, second.bias)
+            weights = (jnp.asarray(weight[...], x_bnc.dtype) for weight in linear)
+            keep = stochastic_depth(jnp.ones(len(x_bnc), jnp.float32), self.drop.path, path_key)
+            operands = branch_tpu.Weights(norm.scale[...], norm.bias[...], *weights)
+            return branch_tpu.add_branch(middle, x_bnc, keep, operands)
+
+        hidden = first.out_features
+        pays = x_bnc.dtype == first.dtype and branch_tpu.pays(middle, x_bnc, hidden)
+        return residual_branch(x_bnc, parts=parts, fused=fused, pays=pays)

@@ -25,7 +25,7 @@ from pit_jax.errors import suggestion
 
 Lowering = TypeVar("Lowering")
 
-OPERATIONS = ("attention", "gelu", "layer_norm", "linear", "patches", "pooling")
+OPERATIONS = ("attention", "branch", "gelu", "layer_norm", "linear", "patches", "pooling")
 
 # Whose devices are named as `jax.lax.platform_dependent` names them; not so those of GPUs.
 PLATFORMS = ("cpu", "tpu")

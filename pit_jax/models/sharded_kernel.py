@@ -1,29 +1,51 @@
 """Kernels that the compiler cannot partition, run on each device's share of the batch."""
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.custom_batching import custom_vmap
+from jax.custom_batching import custom_vmap, sequential_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-# Takes arrays and gives arrays, of any batch size, which is the first axis of each.
-Kernel = Callable[..., Sequence[jax.Array]]
+# Takes arrays and gives arrays, of any batch size, which is the first axis of each but of those
+# that are shared. One with sums gives two sequences: such arrays, and sums over the batch.
+Kernel = Callable[..., Any]
 
 
-def per_batch_shard(kernel: Kernel, *operands: jax.Array) -> Sequence[jax.Array]:
+def per_batch_shard(
+    kernel: Kernel, *operands: jax.Array, shared: Sequence[jax.Array] = (), sums: bool = False
+) -> Any:
     """Calls a kernel on arrays (B, ...) that may be split over devices; axis 0 is independent.
 
     A mesh known from the operands' types gives a `shard_map`, whose programs the compilation cache
     can find again. Without one, the operands' shardings are found while compiling.
-    Under `jax.vmap` the mapped axis joins the batch.
+    Under `jax.vmap` the mapped axis joins the batch, where nothing is shared or summed; otherwise
+    one call follows the other.
+
+    Args:
+      kernel: takes `operands`, then `shared`.
+      *operands: each (B, ...).
+      shared: what all of the batch needs, such as weights: whole on every device.
+      sums: whether the kernel gives a second sequence, of sums over the batch, which are then
+        summed over devices, too.
+
+    Returns:
+      What the kernel gives.
     """
+    if shared or sums:
+        count = len(operands)
+
+        def call_split(*arrays: jax.Array) -> Any:
+            return _split(kernel, arrays[:count], arrays[count:], sums)
+
+        return sequential_vmap(call_split)(*operands, *shared)
 
     @custom_vmap
     def call(*arrays: jax.Array) -> Sequence[jax.Array]:
-        return tuple(_split(kernel, arrays))
+        return tuple(_split(kernel, arrays, (), False))
 
     @call.def_vmap
     def call_mapped(size: int, mapped: list[bool], *arrays: jax.Array) -> tuple[Any, Any]:
@@ -32,48 +54,101 @@ def per_batch_shard(kernel: Kernel, *operands: jax.Array) -> Sequence[jax.Array]
             for array, axis in zip(arrays, mapped, strict=True)
         ]
         outputs = tuple(
-            output.reshape(size, -1, *output.shape[1:]) for output in _split(kernel, joined)
+            output.reshape(size, -1, *output.shape[1:])
+            for output in _split(kernel, joined, (), False)
         )
         return outputs, (True,) * len(outputs)
 
     return call(*operands)
 
 
-def _split(kernel: Kernel, operands: Sequence[jax.Array]) -> Sequence[jax.Array]:
-    mesh = jax.typeof(operands[0]).sharding.mesh
+def share(x: jax.Array | jax.ShapeDtypeStruct) -> int:
+    """How many rows of an array (B, ...) a device's kernel is sure to get a multiple of: all of its
+    share, where that is known.
+    """
+    if not isinstance(x, jax.Array):
+        return x.shape[0]
+    mesh = jax.typeof(x).sharding.mesh
     if mesh.empty:
-        return _partitioned(kernel, operands)
+        return x.shape[0] if len(jax.devices()) == 1 else 1
     if AxisType.Auto not in mesh.axis_types:
-        # Inside a shard_map: this is a device's share already.
-        return kernel(*operands)
+        return x.shape[0]
+    return x.shape[0] // math.prod(mesh.shape[name] for name in _axes(x))
+
+
+def _axes(x: jax.Array) -> tuple[str, ...]:
+    """Of the mesh that an array's type knows, the axes that split its first axis evenly."""
     axes: list[str] = []
     shares = 1
-    for name, size in mesh.shape.items():
-        if operands[0].shape[0] % (shares * size) == 0:
+    for name, size in jax.typeof(x).sharding.mesh.shape.items():
+        if x.shape[0] % (shares * size) == 0:
             axes.append(name)
             shares *= size
+    return tuple(axes)
+
+
+def _split(
+    kernel: Kernel, operands: Sequence[jax.Array], shared: Sequence[jax.Array], sums: bool
+) -> Any:
+    mesh = jax.typeof(operands[0]).sharding.mesh
+    if mesh.empty:
+        return _partitioned(kernel, operands, shared, sums)
+    if AxisType.Auto not in mesh.axis_types:
+        # Inside a shard_map: this is a device's share already, and so are its sums.
+        return kernel(*operands, *shared)
+    axes = _axes(operands[0])
+    rows, whole = PartitionSpec(axes), PartitionSpec()
     # `check_vma` would have the kernel say which axes its results differ over.
-    spec = PartitionSpec(tuple(axes))
-    return jax.shard_map(kernel, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(
-        *operands
-    )
+    return jax.shard_map(
+        _summed(kernel, axes) if sums else kernel,
+        mesh=mesh,
+        in_specs=(rows,) * len(operands) + (whole,) * len(shared),
+        out_specs=(rows, whole) if sums else rows,
+        check_vma=False,
+    )(*operands, *shared)
 
 
-def _partitioned(kernel: Kernel, operands: Sequence[jax.Array]) -> Sequence[jax.Array]:
+def _summed(kernel: Kernel, axes: str | Sequence[str] | None) -> Kernel:
+    """A kernel whose sums are over the devices of mesh axes, too."""
+
+    def call(*arrays: jax.Array) -> Any:
+        results, totals = kernel(*arrays)
+        return tuple(results), jax.lax.psum(tuple(totals), axes) if axes else tuple(totals)
+
+    return call
+
+
+def _partitioned(
+    kernel: Kernel, operands: Sequence[jax.Array], shared: Sequence[jax.Array], sums: bool
+) -> Any:
     """The kernel with a rule for the compiler's partitioner: along the batch, or not at all."""
+    both = jax.eval_shape(kernel, *operands, *shared)
+    results, totals = both if sums else (both, ())
 
     def partition(mesh: Any, inputs: Any, outputs: Any) -> tuple[Any, ...]:
         spec = inputs[0].sharding.spec
-        rows = NamedSharding(mesh, PartitionSpec(spec[0] if len(spec) else None))
-        return mesh, kernel, (rows,) * len(outputs), (rows,) * len(inputs)
+        axes = spec[0] if len(spec) else None
+        rows, whole = (NamedSharding(mesh, PartitionSpec(names)) for names in (axes, None))
+        placed = (rows,) * len(results)
+        return (
+            mesh,
+            _summed(kernel, axes) if sums else kernel,
+            (placed, (whole,) * len(totals)) if sums else placed,
+            (rows,) * len(operands) + (whole,) * len(shared),
+        )
 
-    # "batch x0 x1, batch x2 x3 -> batch x4": every axis but the first is an array's own.
+    # "batch x0 x1, batch x2, x3 x4 -> batch x5, x6": every axis but the batch is an array's own.
     own = (f"x{number}" for number in itertools.count())
-    outputs = jax.eval_shape(kernel, *operands)
+
+    def axes_of(array: Any, batched: bool) -> str:
+        return " ".join(["batch"] * batched + list(itertools.islice(own, array.ndim - batched)))
+
     terms = [
-        ", ".join(" ".join(["batch", *itertools.islice(own, array.ndim - 1)]) for array in arrays)
-        for arrays in (operands, outputs)
+        ", ".join(
+            [axes_of(array, True) for array in split] + [axes_of(array, False) for array in whole]
+        )
+        for split, whole in ((operands, shared), (results, totals))
     ]
     call = custom_partitioning(kernel)
     call.def_partition(partition=partition, sharding_rule=" -> ".join(terms))
-    return call(*operands)
+    return call(*operands, *shared)

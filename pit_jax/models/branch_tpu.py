@@ -1,0 +1,427 @@
+"""Residual branches of a transformer block for TPUs, each one Pallas kernel forward and one back.
+
+A branch is x + keep * out(middle(in(norm(x)))): layer norm, a linear layer, attention or the exact
+GELU, a second linear layer, stochastic depth. Nothing of an image leaves VMEM between these but
+what the backward pass reads again, and nothing is copied from one layout into another. The
+gradients of the weights are summed over images in VMEM, too.
+
+Letters: B batch, N tokens, C channels, M what the first linear layer gives (3C or the hidden
+width), K what the second one takes (C or the hidden width). Kernels see (P, C, lanes), P programs,
+tokens in lanes, as those of attention do.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pit_jax.models.attention_tpu import LANES, VMEM_BYTES, Ref, dot
+from pit_jax.models.branch_middle import ROWS, Array, Middle, Work
+from pit_jax.models.layer_norm import EPSILON
+from pit_jax.models.sharded_kernel import per_batch_shard, share
+
+# Of the lanes, for kernels to be faster (docs/performance.md).
+_MIN_FILLED = 0.6
+# Images side by side in lanes.
+_TOGETHER = (1, 2, 4)
+# Bytes of VMEM for a program.
+_SMALL_VMEM = VMEM_BYTES
+_VMEM = 3 * _SMALL_VMEM
+_SMALL_TPUS = ("TPU v2", "TPU v3", "TPU v4", "TPU v4 lite")
+
+
+class Weights(NamedTuple):
+    """Of a branch, named after what they do.
+
+    Attributes:
+      scale, shift: (C,), of the layer norm, float32.
+      kernel_in: (C, M), in the dtype of the tokens.
+      bias_in: (M,), likewise.
+      kernel_out: (K, C), likewise.
+      bias_out: (C,), likewise.
+    """
+
+    scale: jax.Array
+    shift: jax.Array
+    kernel_in: jax.Array
+    bias_in: jax.Array
+    kernel_out: jax.Array
+    bias_out: jax.Array
+
+
+def pays(middle: Middle, x: jax.Array | jax.ShapeDtypeStruct, width: int) -> bool:
+    """Whether the kernels take such tokens, and are on TPUs faster than the parts."""
+    work = _work(x, width)
+    return x.dtype == jnp.bfloat16 and _filled(work.lanes) >= _MIN_FILLED and _fits(middle, work, x)
+
+
+def supports(middle: Middle, x: jax.Array | jax.ShapeDtypeStruct, width: int) -> bool:
+    """Whether the kernels take tokens (B, N, C) that the first layer widens to M = `width`."""
+    return _fits(middle, _work(x, width), x)
+
+
+def add_branch(
+    middle: Middle, x: jax.Array, keep: jax.Array, weights: Weights, *, interpret: bool = False
+) -> jax.Array:
+    """x + keep * (middle(norm(x) @ kernel_in + bias_in) @ kernel_out + bias_out).
+
+    Args:
+      middle: `Gelu` or `Attention`.
+      x: (B, N, C), bfloat16 or float32; `supports` says whether its shape will do.
+      keep: (B,), float32: what an image's branch is multiplied by; it has no gradient.
+      weights: of the layers.
+      interpret: runs the kernel off TPUs, slowly, operation by operation.
+
+    Returns:
+      As `x`.
+
+    Raises:
+      ValueError: what `supports` refuses.
+    """
+    batch, tokens, channels = x.shape
+    width = weights.kernel_in.shape[1]
+    if not supports(middle, x, width):
+        raise ValueError(
+            "the TPU kernel of a branch takes bfloat16 or float32, channels and head widths that "
+            f"{ROWS} divides, and images that fit in VMEM; found {x.dtype}{list(x.shape)} widened "
+            f'to {width} for {middle.name}: use lowerings.override(branch="parts")'
+        )
+    work = _work(x, width)
+    chip = _chip(x)
+    cores = 1 if chip is None else chip.num_cores
+    setting = _Setting(middle, work, _vmem(x), cores, interpret)
+    rows = (batch // work.together, work.together)
+    packed = x.reshape(rows[0], work.lanes, channels).transpose(0, 2, 1)
+    out = _branch(setting, packed, keep.reshape(rows), weights)
+    return out.transpose(0, 2, 1).reshape(batch, tokens, channels)
+
+
+def _work(x: jax.Array | jax.ShapeDtypeStruct, width: int) -> Work:
+    """For tokens (B, N, C): as few images together as fill the lanes, or fill them best, because
+    those that a sequence leaves empty are computed, too.
+    """
+    batch, (_, tokens, channels) = share(x), x.shape
+    counts = [count for count in _TOGETHER if batch % count == 0]
+    together = next(
+        (count for count in counts if _filled(count * tokens) >= _MIN_FILLED),
+        max(counts, key=lambda count: _filled(count * tokens)),
+    )
+    return Work(tokens, together, channels, width, jnp.dtype(x.dtype))
+
+
+def _filled(lanes: int) -> float:
+    return lanes / (pl.cdiv(lanes, LANES) * LANES)
+
+
+def _fits(middle: Middle, work: Work, x: jax.Array | jax.ShapeDtypeStruct) -> bool:
+    if work.dtype not in (jnp.bfloat16, jnp.float32) or work.channels % ROWS or work.width % ROWS:
+        return False
+    return middle.supports(work) and vmem_bytes(middle, work) <= _vmem(x)
+
+
+def vmem_bytes(middle: Middle, work: Work) -> int:
+    """VMEM of a program of the backward kernel, an estimate from above."""
+
+    def padded(*arrays: Array) -> int:
+        total = 0
+        for (*others, rows, columns), dtype in arrays:
+            size = jnp.dtype(dtype).itemsize
+            tile_rows = 32 // size
+            tiles = math.prod(others) * pl.cdiv(rows, tile_rows) * pl.cdiv(columns, LANES)
+            total += tiles * tile_rows * LANES * size
+        return total
+
+    taken = middle.taken(work)
+    tokens: Array = ((work.channels, work.lanes), work.dtype)
+    weights = [((work.channels, width), work.dtype) for width in (work.width, taken)]
+    sums = [((work.channels + ROWS, width), jnp.float32) for width in (work.width, taken)]
+    # What goes in and out is there twice, for one program and the next.
+    twice = padded(*[tokens] * 3, *middle.saved(work), *weights, *sums)
+    return 2 * twice + padded(*middle.scratch(work), *middle.values(work))
+
+
+def _chip(x: jax.Array | jax.ShapeDtypeStruct) -> Any:
+    """The TPU that a program is for: what the mesh that an array's type knows is made of, or else
+    the one that is there; None where neither says.
+    """
+    mesh = jax.typeof(x).sharding.mesh if isinstance(x, jax.Array) else None
+    known = None if mesh is None or mesh.empty else mesh.abstract_device
+    chip = known or jax.devices()[0]
+    return chip if chip.platform == "tpu" else None
+
+
+def _vmem(x: jax.Array | jax.ShapeDtypeStruct) -> int:
+    """Bytes of VMEM for a program: all that the oldest TPUs have, less than half of others'."""
+    chip = _chip(x)
+    return _SMALL_VMEM if chip is None or chip.device_kind in _SMALL_TPUS else _VMEM
+
+
+class _Results(NamedTuple):
+    """What a kernel writes.
+
+    Attributes:
+      images: shape and dtype of each result of a program's images.
+      sums: shapes of what is summed over images, float32.
+      scratch: shape and dtype of what a program needs besides.
+    """
+
+    images: Sequence[Array]
+    sums: Sequence[tuple[int, ...]]
+    scratch: Sequence[Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Setting:
+    """How the kernels of a branch are made.
+
+    Attributes:
+      middle, work: what a program does.
+      vmem: bytes for it.
+      cores: of a chip, which run at the same time.
+      interpret: off TPUs.
+    """
+
+    middle: Middle
+    work: Work
+    vmem: int
+    cores: int
+    interpret: bool
+
+    def call(
+        self,
+        kernel: Callable[..., None],
+        keep: jax.Array,
+        images: Sequence[jax.Array],
+        shared: Sequence[jax.Array],
+        results: _Results,
+    ) -> Sequence[jax.Array]:
+        """Runs a kernel on what images have, (P, ...), and what they share. Sums come in parts,
+        (cores, ...).
+        """
+        programs = len(keep)
+        parts = math.gcd(self.cores, programs)
+        rows = programs // parts
+
+        def of_program(shape: Sequence[int]) -> pl.BlockSpec:
+            zeros = (0,) * len(shape)
+            return pl.BlockSpec((1, *shape), lambda part, row: (part * rows + row, *zeros))
+
+        def of_part(shape: Sequence[int]) -> pl.BlockSpec:
+            zeros = (0,) * len(shape)
+            return pl.BlockSpec((1, *shape), lambda part, row: (part, *zeros))
+
+        def of_all(shape: Sequence[int]) -> pl.BlockSpec:
+            return pl.BlockSpec(tuple(shape), lambda part, row: (0,) * len(shape))
+
+        direction = "backward" if results.sums else "forward"
+        return pl.pallas_call(
+            functools.partial(kernel, self.middle, self.work, rows),
+            grid=(parts, rows),
+            in_specs=[
+                pl.BlockSpec(memory_space=pltpu.SMEM),
+                *(of_program(x.shape[1:]) for x in images),
+                *(of_all(x.shape) for x in shared),
+            ],
+            out_specs=[
+                *(of_program(shape) for shape, _ in results.images),
+                *(of_part(shape) for shape in results.sums),
+            ],
+            out_shape=[
+                *(
+                    jax.ShapeDtypeStruct((programs, *shape), dtype)
+                    for shape, dtype in results.images
+                ),
+                *(jax.ShapeDtypeStruct((parts, *shape), jnp.float32) for shape in results.sums),
+            ],
+            scratch_shapes=[pltpu.VMEM(shape, dtype) for shape, dtype in results.scratch],
+            compiler_params=pltpu.CompilerParams(
+                dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=self.vmem
+            ),
+            name=(
+                f"pit_{self.middle.name}_branch_{direction}_{self.work.tokens}x{self.work.channels}"
+            ),
+            interpret=self.interpret,
+        )(keep.reshape(-1), *images, *shared)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _branch(setting: _Setting, x: jax.Array, keep: jax.Array, weights: Weights) -> jax.Array:
+    return _forward(setting, False, x, keep, weights)[0]
+
+
+def _branch_forward(
+    setting: _Setting, x: jax.Array, keep: jax.Array, weights: Weights
+) -> tuple[jax.Array, Any]:
+    out, *saved = _forward(setting, True, x, keep, weights)
+    return out, (x, keep, weights, saved)
+
+
+def _branch_backward(
+    setting: _Setting, residuals: Any, gradient: jax.Array
+) -> tuple[jax.Array, jax.Array, Weights]:
+    x, keep, weights, saved = residuals
+    to_x, to_weights = _backward(setting, x, keep, weights, [gradient, *saved])
+    return to_x, jnp.zeros_like(keep), to_weights
+
+
+_branch.defvjp(_branch_forward, _branch_backward)
+
+
+def _vectors(weights: Weights) -> jax.Array:
+    """Scale, shift and the second bias as columns (C, 3), float32."""
+    columns = (weights.scale, weights.shift, weights.bias_out)
+    return jnp.stack([column.astype(jnp.float32) for column in columns], 1)
+
+
+# Under `jit`, layers of one shape share one trace of a kernel.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _forward(
+    setting: _Setting, save: bool, x: jax.Array, keep: jax.Array, weights: Weights
+) -> Sequence[jax.Array]:
+    """The branch's result (P, C, lanes) and, if to be saved, what the backward pass reads."""
+    saved = setting.middle.saved(setting.work)
+    unsaved = [((1, *shape), dtype) for shape, dtype in saved]
+    tokens = (x.shape[1:], x.dtype)
+    results = _Results([tokens, *saved], [], []) if save else _Results([tokens], [], unsaved)
+    factor = setting.middle.factor
+    shared = (
+        (weights.kernel_in * factor).T,
+        (weights.bias_in.astype(jnp.float32) * factor)[:, None],
+        weights.kernel_out.T,
+        _vectors(weights),
+    )
+
+    def kernel(x: jax.Array, keep: jax.Array, *shared: jax.Array) -> Sequence[jax.Array]:
+        return setting.call(_forward_kernel, keep, [x], shared, results)
+
+    return per_batch_shard(kernel, x, keep, shared=shared)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _backward(
+    setting: _Setting,
+    x: jax.Array,
+    keep: jax.Array,
+    weights: Weights,
+    arriving: Sequence[jax.Array],
+) -> tuple[jax.Array, Weights]:
+    """Gradients of the tokens (P, C, lanes) and of the weights, from the result's gradient and what
+    the forward pass saved.
+    """
+    (channels, width), taken = weights.kernel_in.shape, len(weights.kernel_out)
+    results = _Results(
+        images=[(x.shape[1:], x.dtype)],
+        sums=[(channels + ROWS, width), (channels, taken), (3, channels, LANES)],
+        scratch=setting.middle.scratch(setting.work),
+    )
+
+    def kernel(x: jax.Array, keep: jax.Array, *arrays: jax.Array) -> Any:
+        images, shared = [x, *arrays[:-3]], arrays[-3:]
+        to_x, *kernels, vectors = setting.call(_backward_kernel, keep, images, shared, results)
+        # Rounded before devices add theirs up, as the gradients of other layers are.
+        to_in, to_out = (total.sum(0).astype(weights.kernel_in.dtype) for total in kernels)
+        return (to_x,), (to_in, to_out, vectors.sum((0, 3)))
+
+    shared = (weights.kernel_in, weights.kernel_out, _vectors(weights))
+    (to_x,), (to_in, to_out, to_vectors) = per_batch_shard(
+        kernel, x, keep, *arriving, shared=shared, sums=True
+    )
+    to_scale, to_shift, to_bias_out = to_vectors
+    return to_x, Weights(
+        scale=to_scale.astype(weights.scale.dtype),
+        shift=to_shift.astype(weights.shift.dtype),
+        kernel_in=to_in[:channels],
+        bias_in=to_in[channels],
+        kernel_out=to_out.T,
+        bias_out=to_bias_out.astype(weights.bias_out.dtype),
+    )
+
+
+class _Norm(NamedTuple):
+    """A layer norm's result and what its gradient needs.
+
+    Attributes:
+      unit: (C, lanes), of mean 0 and variance 1.
+      factor: (1, lanes), the reciprocal standard deviation.
+      out: (C, lanes), scaled and shifted.
+    """
+
+    unit: jax.Array
+    factor: jax.Array
+    out: jax.Array
+
+
+def _norm(x: jax.Array, vectors: jax.Array) -> _Norm:
+    mean = x.mean(0, keepdims=True)
+    variance = jnp.maximum(jnp.square(x).mean(0, keepdims=True) - jnp.square(mean), 0.0)
+    factor = jax.lax.rsqrt(variance + EPSILON)
+    unit = (x - mean) * factor
+    return _Norm(unit, factor, unit * vectors[:, 0:1] + vectors[:, 1:2])
+
+
+def _kept(keep: Ref, work: Work, rows: int) -> jax.Array:
+    """What each lane's image is multiplied by: a scalar for one image, (1, lanes) for several."""
+    first = (pl.program_id(0) * rows + pl.program_id(1)) * work.together
+    kept = keep[first]
+    for image in range(1, work.together):
+        lane = jax.lax.broadcasted_iota(jnp.int32, (1, work.lanes), 1)
+        kept = jnp.where(lane < image * work.tokens, kept, keep[first + image])
+    return kept
+
+
+def _forward_kernel(middle: Middle, work: Work, rows: int, *refs: Ref) -> None:
+    """Blocks of a program's images, and all of what images share."""
+    keep, x_ref, kernel_in, bias_in, kernel_out, vectors_ref, out, *saved = refs
+    x, vectors = x_ref[0].astype(jnp.float32), vectors_ref[...]
+    normed = _norm(x, vectors).out.astype(work.dtype)
+    given = dot(kernel_in[...], normed, (1, 0)) + bias_in[...]
+    taken = middle.forward(given, work, saved)
+    branch = dot(kernel_out[...], taken, (1, 0)) + vectors[:, 2:3]
+    out[0] = (x + _kept(keep, work, rows) * branch).astype(work.dtype)
+
+
+def _backward_kernel(middle: Middle, work: Work, rows: int, *refs: Ref) -> None:
+    """The same; the last results are sums over the images of a part."""
+    count = len(middle.saved(work))
+    keep, x_ref, gradient_ref, *rest = refs
+    saved, (kernel_in, kernel_out, vectors_ref, *results) = rest[:count], rest[count:]
+    to_x, to_in, to_out, to_vectors, *scratch = results
+
+    @pl.when(pl.program_id(1) == 0)
+    def _() -> None:
+        for ref in (to_in, to_out, to_vectors):
+            ref[...] = jnp.zeros(ref.shape, ref.dtype)
+
+    x, vectors = x_ref[0].astype(jnp.float32), vectors_ref[...]
+    norm = _norm(x, vectors)
+    gradient = gradient_ref[0].astype(jnp.float32)
+    to_branch = gradient * _kept(keep, work, rows)
+    arriving = to_branch.astype(work.dtype)
+    to_taken = dot(kernel_out[...], arriving, (1, 0))
+    taken, to_given = middle.backward(to_taken, work, saved, scratch)
+    # Both (C, ...): the matrix unit's time goes by the rows of the first operand.
+    to_out[0] += dot(arriving, taken, (1, 1))
+    ones = jnp.ones((ROWS, work.lanes), work.dtype)  # their product is the bias's gradient
+    normed = jnp.concatenate([norm.out.astype(work.dtype), ones])
+    to_in[0] += dot(normed, to_given, (1, 1))
+    to_normed = dot(kernel_in[...], to_given, (1, 0))
+    to_vectors[0, 0] += _over_lanes(to_normed * norm.unit)
+    to_vectors[0, 1] += _over_lanes(to_normed)
+    to_vectors[0, 2] += _over_lanes(to_branch)
+    to_unit = to_normed * vectors[:, 0:1]
+    level = to_unit.mean(0, keepdims=True)
+    along = (to_unit * norm.unit).mean(0, keepdims=True)
+    to_x[0] = (gradient + norm.factor * (to_unit - level - norm.unit * along)).astype(work.dtype)
+
+
+def _over_lanes(x: jax.Array) -> jax.Array:
+    """Sums of (C, lanes) in (C, 128), which are still to be added up."""
+    padded = jnp.pad(x, ((0, 0), (0, -x.shape[1] % LANES)))
+    registers = (padded[:, start : start + LANES] for start in range(0, padded.shape[1], LANES))
+    return functools.reduce(jnp.add, registers)

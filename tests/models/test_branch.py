@@ -1,0 +1,352 @@
+"""Residual branches in one kernel are the modules one after the other, gradients too."""
+
+import functools
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from pit_jax import parallel
+from pit_jax.compile_report import chips, libtpu
+from pit_jax.models import branch_tpu, lowerings
+from pit_jax.models.attention import plain_attention
+from pit_jax.models.branch_middle import Attention, Gelu, Middle
+from pit_jax.models.branch_tpu import Weights
+from pit_jax.models.initializers import torch_default_init
+from pit_jax.models.layer_norm import EPSILON, from_library
+from pit_jax.models.layers import Block, DropRates, Recorder
+
+Example = tuple[jax.Array, jax.Array, Weights, jax.Array]
+# As in training, where an image's branch is dropped or grows.
+KEEP = (0.0, 1.25, 1.0, 1.25, 0.0, 1.0, 1.25, 1.0)
+
+
+def example(middle: Middle, shape: tuple[int, int, int], dtype: str = "float32") -> Example:
+    """Tokens (B, N, C), what their branches are multiplied by, weights, and a gradient."""
+    rng = np.random.default_rng(0)
+    batch, _, width = shape
+
+    def normal(*size: int, deviation: float = 1.0, to: str = dtype) -> jax.Array:
+        return jnp.asarray(deviation * rng.standard_normal(size), to)
+
+    widened, taken = (3 * width, width) if isinstance(middle, Attention) else (4 * width, 4 * width)
+    weights = Weights(
+        scale=1 + normal(width, deviation=0.2, to="float32"),
+        shift=normal(width, deviation=0.2, to="float32"),
+        kernel_in=normal(width, widened, deviation=width**-0.5),
+        bias_in=normal(widened, deviation=0.3),
+        kernel_out=normal(taken, width, deviation=taken**-0.5),
+        bias_out=normal(width, deviation=0.3),
+    )
+    return normal(*shape), jnp.asarray(KEEP[:batch]), weights, normal(*shape)
+
+
+def by_definition(middle: Middle, x: jax.Array, keep: jax.Array, weights: Weights) -> jax.Array:
+    """The branch in plain JAX."""
+    given = from_library(x, weights.scale, weights.shift, EPSILON) @ weights.kernel_in
+    given += weights.bias_in[None, None]
+    if isinstance(middle, Attention):
+        batch, tokens, _ = x.shape
+        heads = given.reshape(batch, tokens, 3, middle.heads, -1)
+        taken = plain_attention(*(heads[:, :, kind] for kind in range(3)))
+        taken = taken.reshape(batch, tokens, -1)
+    else:
+        taken = jax.nn.gelu(given, approximate=False)
+    return x + keep[:, None, None] * (taken @ weights.kernel_out + weights.bias_out[None, None])
+
+
+def values_and_gradients(branch: Callable[..., jax.Array], operands: Example) -> Any:
+    """The result, and gradients of tokens and weights, on one device."""
+
+    def both(x: jax.Array, keep: jax.Array, weights: Weights, gradient: jax.Array) -> Any:
+        out, transposed = jax.vjp(lambda x, weights: branch(x, keep, weights), x, weights)
+        return out, transposed(gradient)
+
+    mesh = Mesh(np.asarray(jax.devices()[:1]), ("data",))
+    return jax.jit(both)(*jax.device_put(operands, NamedSharding(mesh, PartitionSpec())))
+
+
+def kernel(middle: Middle) -> Callable[..., jax.Array]:
+    return functools.partial(branch_tpu.add_branch, middle, interpret=True)
+
+
+def assert_equal(found: Any, expected: Any, tolerance: float) -> None:
+    """Within a fraction of the largest value of each array."""
+    for arrays in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        left, right = (np.asarray(array, np.float64) for array in arrays)
+        assert np.abs(left - right).max() <= tolerance * np.abs(right).max()
+
+
+# One image a program, two and four of them side by side, blocks of queries; head widths of the PiTs.
+CASES = [
+    (Gelu(), (2, 197, 48)),
+    (Gelu(), (8, 50, 32)),
+    (Attention(2), (2, 197, 64)),
+    (Attention(2), (8, 50, 96)),
+    (Attention(1), (8, 65, 48)),
+    (Attention(1), (2, 962, 16)),
+]
+
+
+@pytest.mark.parametrize(("middle", "shape"), CASES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-2)])
+def test_equals_the_definition(
+    middle: Middle, shape: tuple[int, int, int], dtype: str, tolerance: float
+):
+    operands = example(middle, shape, dtype)
+    found = values_and_gradients(kernel(middle), operands)
+    assert [leaf.dtype for leaf in jax.tree.leaves(found[1])] == [
+        leaf.dtype for leaf in jax.tree.leaves((operands[0], operands[2]))
+    ]
+    precise = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), operands)
+    with jax.default_matmul_precision("highest"):
+        expected = values_and_gradients(functools.partial(by_definition, middle), precise)
+    assert_equal(found, expected, tolerance)
+
+
+@pytest.mark.parametrize("middle", [Gelu(), Attention(2)])
+def test_nothing_is_saved_without_a_gradient(middle: Middle):
+    x, keep, weights, _ = operands = example(middle, (4, 50, 32))
+    out, _ = values_and_gradients(kernel(middle), operands)
+    np.testing.assert_array_equal(jax.jit(kernel(middle))(x, keep, weights), out)
+
+
+def test_large_tokens_do_not_overflow():
+    x, keep, weights, gradient = example(Gelu(), (1, 50, 32))
+    weights = weights._replace(scale=weights.scale * 1e18)
+    out, gradients = values_and_gradients(kernel(Gelu()), (x, keep + 1, weights, gradient))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((out, gradients)))
+
+
+@pytest.mark.parametrize(
+    ("batch", "tokens", "together"),
+    [
+        (128, 730, 1),
+        (128, 197, 1),
+        (128, 257, 1),
+        (128, 50, 2),
+        (3, 50, 1),
+        (128, 65, 4),
+        (2, 65, 1),
+    ],
+)
+def test_images_fill_the_lanes(batch: int, tokens: int, together: int):
+    x = jax.ShapeDtypeStruct((batch, tokens, 48), jnp.bfloat16)
+    assert branch_tpu._work(x, 144).together == together
+
+
+@pytest.mark.parametrize(
+    ("middle", "shape", "dtype", "pays"),
+    [
+        (Attention(3), (128, 730, 144), "bfloat16", True),
+        (Gelu(), (128, 730, 144), "bfloat16", True),
+        (Gelu(), (128, 730, 144), "float32", False),
+        (Attention(3), (128, 730, 72), "bfloat16", False),  # heads of 24 channels
+        (Gelu(), (128, 730, 72), "bfloat16", False),
+        (Gelu(), (3, 50, 144), "bfloat16", False),  # most lanes would be empty
+        (Gelu(), (128, 197, 768), "bfloat16", False),  # too much for the VMEM of a v4
+        (Attention(6), (128, 2811, 384), "bfloat16", False),
+    ],
+)
+def test_what_pays(middle: Middle, shape: tuple[int, ...], dtype: str, pays: bool):
+    width = (3 if isinstance(middle, Attention) else 4) * shape[2]
+    assert branch_tpu.pays(middle, jax.ShapeDtypeStruct(shape, dtype), width) == pays
+
+
+def test_what_the_kernel_cannot_do_is_an_error():
+    x, keep, weights, _ = example(Gelu(), (1, 5, 24))
+    with pytest.raises(ValueError, match=r'float32\[1, 5, 24\].*override\(branch="parts"\)'):
+        branch_tpu.add_branch(Gelu(), x, keep, weights)
+
+
+def block(drop: DropRates, dtype: str = "bfloat16") -> Block:
+    return Block(
+        64, 2, 4.0, drop, init=torch_default_init, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0)
+    )
+
+
+def run(
+    module: Block, x: jax.Array, key: jax.Array | None = None, capture: tuple[str, ...] = ()
+) -> jax.Array:
+    return module(x, key, Recorder(capture, ("attention", "blocks")), "block")
+
+
+def tpu_kernels(module: Block, *, capture: tuple[str, ...] = (), **override: str) -> list[str]:
+    """Names of the kernels of a block's program for TPUs, in training."""
+    x = jax.ShapeDtypeStruct((4, 100, 64), module.norm1.dtype)
+
+    def step(x: jax.Array) -> jax.Array:
+        return jax.grad(lambda x: run(module, x, jax.random.key(0), capture).sum())(x)
+
+    with lowerings.override(**override), lowerings.compiling_for("tpu"):
+        program = jax.jit(step).trace(x).lower(lowering_platforms=("tpu",)).as_text()
+    return sorted(set(re.findall(r'kernel_name = "pit_(\w+)_\d+x\d+', program)))
+
+
+BRANCHES = [
+    f"{kind}_branch_{direction}"
+    for kind in ("attention", "mlp")
+    for direction in ("backward", "forward")
+]
+PARTS = ["attention_backward", "attention_forward"]
+
+
+def test_tpus_get_the_kernels():
+    assert tpu_kernels(block(DropRates(path=0.1))) == BRANCHES
+
+
+@pytest.mark.parametrize(
+    ("drop", "dtype", "override", "expected"),
+    [
+        (DropRates(), "float32", {}, PARTS),
+        (DropRates(), "bfloat16", {"branch": "parts"}, PARTS),
+        (DropRates(), "bfloat16", {"gelu": "xla"}, PARTS),
+        (DropRates(), "bfloat16", {"attention": "plain"}, []),
+        (DropRates(), "float32", {"branch": "pallas"}, BRANCHES),
+        (DropRates(features=0.1), "bfloat16", {}, PARTS),
+        (DropRates(attention=0.1), "bfloat16", {}, ["mlp_branch_backward", "mlp_branch_forward"]),
+    ],
+)
+def test_others_get_the_parts(
+    drop: DropRates, dtype: str, override: dict[str, str], expected: list[str]
+):
+    assert tpu_kernels(block(drop, dtype), **override) == expected
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_a_block_is_the_same_in_kernels_and_in_parts(monkeypatch: pytest.MonkeyPatch, train: bool):
+    """The same weights at the same places, the same images' branches dropped."""
+    module = block(DropRates(path=0.4), "float32")
+    x = jax.random.normal(jax.random.key(1), (6, 20, 64))
+    key = jax.random.key(2) if train else None
+    definition, state = nnx.split(module)
+
+    def loss(state: Any, x: jax.Array) -> jax.Array:
+        out = run(nnx.merge(definition, state), x, key)
+        return (out * jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape)).sum()
+
+    with lowerings.override(branch="parts", gelu="polynomial"):
+        expected = jax.value_and_grad(loss, (0, 1))(state, x)
+    monkeypatch.setattr(
+        branch_tpu, "add_branch", functools.partial(branch_tpu.add_branch, interpret=True)
+    )
+    with lowerings.override(branch="pallas"):
+        found = jax.value_and_grad(loss, (0, 1))(state, x)
+    assert_equal(found, expected, 1e-5)
+
+
+def test_recorded_attention_maps_come_from_the_parts():
+    names = tpu_kernels(block(DropRates()), capture=("attention",))
+    assert names == ["mlp_branch_backward", "mlp_branch_forward"]
+
+
+def weighted_sum(x: jax.Array, weights: Weights) -> jax.Array:
+    out = branch_tpu.add_branch(Attention(2), x, jnp.ones(len(x)), weights, interpret=True)
+    return (out * jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape)).sum()
+
+
+GRADIENTS = jax.grad(weighted_sum, argnums=(0, 1))
+
+
+@pytest.mark.parametrize("batch", [8, 4, 3])
+def test_each_device_has_its_images(batch: int):
+    """A batch of 4 is split over half of the mesh, one of 3 not at all; devices add up gradients
+    of weights.
+    """
+    mesh = parallel.make_mesh(fsdp=2)
+    x, _, weights, _ = example(Attention(2), (8, 5, 32))
+    x = x[:batch]
+    rows = parallel.batch_sharding(mesh) if batch == 8 else parallel.replicated(mesh)
+    placed = jax.device_put(x, rows), jax.device_put(weights, parallel.replicated(mesh))
+    assert_equal(jax.jit(GRADIENTS)(*placed), GRADIENTS(x, weights), 1e-5)
+
+
+def test_shards_found_while_compiling():
+    """Arguments without a mesh of their own, split by the jitted function."""
+    mesh = parallel.make_mesh(fsdp=2)
+    rows, whole = parallel.batch_sharding(mesh), parallel.replicated(mesh)
+    x, _, weights, _ = example(Attention(2), (8, 5, 32))
+    program = jax.jit(GRADIENTS, in_shardings=(rows, whole), out_shardings=(rows, whole))
+    assert_equal(program(np.asarray(x), weights), GRADIENTS(x, weights), 1e-5)
+    text = program.lower(np.asarray(x), weights).compile().as_text()
+    assert "all-gather" not in text
+    assert "all-reduce" in text
+
+
+def test_weights_split_over_devices_are_gathered():
+    mesh = parallel.make_mesh(fsdp=2)
+    x, _, weights, _ = example(Attention(2), (8, 5, 32))
+    split = NamedSharding(mesh, PartitionSpec(parallel.FSDP_AXIS))
+    placed = jax.device_put(x, parallel.batch_sharding(mesh)), jax.device_put(weights, split)
+    found = jax.jit(GRADIENTS, out_shardings=(None, split))(*placed)
+    assert_equal(found, GRADIENTS(x, weights), 1e-5)
+
+
+def test_inside_shard_map():
+    """A device's images, and its part of the weights' gradients."""
+    mesh = parallel.make_mesh()
+    rows = PartitionSpec((parallel.DATA_AXIS, parallel.FSDP_AXIS))
+    x, _, weights, _ = example(Attention(2), (8, 5, 32))
+
+    def share(x: jax.Array, weights: Weights) -> Any:
+        to_x, to_weights = GRADIENTS(x, weights)
+        return to_x, jax.tree.map(lambda leaf: leaf[None], to_weights)
+
+    mapped = jax.shard_map(
+        share, mesh=mesh, in_specs=(rows, PartitionSpec()), out_specs=rows, check_vma=False
+    )
+    to_x, to_weights = jax.jit(mapped)(x, weights)
+    devices = len(jax.devices())
+    for device, (one, part) in enumerate(
+        zip(jnp.split(x, devices), jnp.split(to_x, devices), strict=True)
+    ):
+        to_weights_of_one = jax.tree.map(lambda leaf: leaf[device], to_weights)  # noqa: B023
+        assert_equal((part, to_weights_of_one), GRADIENTS(one, weights), 1e-5)
+
+
+def test_mapped_weights_have_gradients_of_their_own():
+    x, _, weights, _ = example(Attention(2), (6, 5, 32))
+    found = jax.vmap(GRADIENTS, in_axes=(0, None))(x.reshape(2, 3, 5, 32), weights)
+    for index in range(2):
+        one = jax.tree.map(lambda leaf: leaf[index], found)  # noqa: B023
+        assert_equal(one, GRADIENTS(x[3 * index : 3 * index + 3], weights), 1e-5)
+
+
+def test_rematerialised_gradients_are_the_same():
+    x, _, weights, _ = example(Attention(2), (2, 5, 32))
+    found = jax.jit(jax.grad(jax.checkpoint(weighted_sum), argnums=(0, 1)))(x, weights)
+    assert_equal(found, GRADIENTS(x, weights), 1e-5)
+
+
+@pytest.mark.libtpu
+@pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+@pytest.mark.parametrize("tokens", [50, 197])
+def test_tpu_programs_gather_weights_alone(topology: str, tokens: int):
+    """Two blocks on four chips, parameters split over pairs of them."""
+    devices = libtpu.devices(chips.parse_slice(topology))
+    mesh = Mesh(np.asarray(devices).reshape(2, -1), (parallel.DATA_AXIS, parallel.FSDP_AXIS))
+    definition, state = nnx.split([block(DropRates(path=0.1)) for _ in range(2)])
+
+    def loss(state: Any, x: jax.Array) -> jax.Array:
+        for module in nnx.merge(definition, state):
+            x = run(module, x, jax.random.key(0))
+        return x.astype(jnp.float32).var()
+
+    def placed(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+        spec = PartitionSpec(parallel.FSDP_AXIS if leaf.ndim > 1 else None)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+    x = jax.ShapeDtypeStruct((16, tokens, 64), jnp.bfloat16, sharding=parallel.batch_sharding(mesh))
+    step = jax.jit(lowerings.compiling_for("tpu")(jax.value_and_grad(loss)))
+    program = step.lower(jax.tree.map(placed, state), x).compile().as_text()
+    assert program.count('custom_call_target="tpu_custom_call"') == 8
+    assert "all-reduce" in program
+    for shape in re.findall(r"= \w+\[([\d,]*)\][^=]* all-gather", program):
+        assert str(tokens) not in shape.split(",")
+    assert not re.search(r"all-to-all|collective-permute", program)

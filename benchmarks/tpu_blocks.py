@@ -2,8 +2,9 @@
 
     python benchmarks/tpu_blocks.py [--model pit_s] [--batch 128] [--chip v5e] [--json FILE]
 
-Compiles a block of every stage, forward and backward in bfloat16, as it is, and with one operation
-after the other in the form one would write down; the last row has all of them so. Per image: cycles
+Compiles a block of every stage, forward and backward in bfloat16: as it is; its branches in parts
+instead of kernels; these with one operation after the other in the form one would write down; the
+last row has all of them so. Per image: cycles
 outside of kernels and bundles of kernels, which take about a cycle each, and the bytes that XLA
 counts. No TPU is needed, but libtpu is; half a minute to a minute of two cores per row.
 """
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from tpu_gates import PLAIN
 
@@ -64,7 +66,9 @@ def measure_block(
 ) -> Row:
     """Compiles one block with some operations in their plain form."""
     tokens, width, heads = stage
-    place = jax.sharding.SingleDeviceSharding(libtpu.devices(on)[0])
+    # A mesh says which chip it is, and with it how much VMEM there is.
+    mesh = jax.sharding.Mesh(np.asarray(libtpu.devices(on)[:1]), ("data",))
+    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     block = Block(
         width,
         heads,

@@ -14,8 +14,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pit_jax.models import attention_tpu
+from pit_jax.models.attention import self_attention
 from pit_jax.models.attention_tpu import LANES, Ref
-from pit_jax.models.gelu import COEFFICIENTS
+from pit_jax.models.gelu import COEFFICIENTS, gelu
+from pit_jax.models.linear import linear_map
 
 # Shape and dtype.
 Array = tuple[tuple[int, ...], Any]
@@ -51,11 +53,13 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Gelu:
-    """The middle of an MLP, as `gelu.by_polynomial`; it sees half of what the first layer gives."""
+    """The middle of an MLP, as `gelu.by_polynomial`; half of x is what most is computed from."""
 
     name = "mlp"
-    # Of what the first linear layer gives; a power of two, so that it costs no precision.
-    factor = 0.5
+
+    def apart(self, tokens: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+        """The first linear layer and this of (B, N, C), to (B, N, K), without these kernels."""
+        return gelu(linear_map(tokens, kernel, bias))
 
     def taken(self, work: Work) -> int:
         """K for M."""
@@ -69,6 +73,10 @@ class Gelu:
         """What the backward pass reads."""
         return [((work.width, work.lanes), work.dtype)]
 
+    def unsaved(self, work: Work) -> list[Array]:
+        """VMEM of the forward pass where nothing is saved."""
+        return []
+
     def scratch(self, work: Work) -> list[Array]:
         """VMEM of the backward pass."""
         return []
@@ -78,10 +86,11 @@ class Gelu:
         return [((work.width, work.lanes), jnp.float32)] * 3
 
     def forward(self, given: jax.Array, work: Work, saved: Sequence[Ref]) -> jax.Array:
-        """From (M, lanes), float32, to (K, lanes)."""
-        (half_ref,) = saved
-        half_ref[0] = given.astype(work.dtype)
-        half = half_ref[0].astype(jnp.float32)
+        """From (M, lanes), float32, to (K, lanes); what it saves, it saves as rounded."""
+        half = 0.5 * given
+        for half_ref in saved:
+            half_ref[0] = half.astype(work.dtype)
+            half = half_ref[0].astype(jnp.float32)
         return (half + half * _tanh(half)[0]).astype(work.dtype)
 
     def backward(
@@ -121,7 +130,9 @@ class Attention:
     heads: int
 
     name = "attention"
-    factor = 1.0
+
+    def apart(self, tokens: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+        return self_attention(self.heads, tokens, kernel, bias).reshape(tokens.shape)
 
     def taken(self, work: Work) -> int:
         return work.width // 3
@@ -138,6 +149,9 @@ class Attention:
             ((self.heads, channels, work.lanes), work.dtype),
             ((self.heads, 1, work.lanes), jnp.float32),
         ]
+
+    def unsaved(self, work: Work) -> list[Array]:
+        return [((1, *shape), dtype) for shape, dtype in self.saved(work)]
 
     def scratch(self, work: Work) -> list[Array]:
         """Gradients of queries, keys and values; of outputs; sums over blocks of queries."""

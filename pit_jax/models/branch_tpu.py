@@ -23,7 +23,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pit_jax.models.attention_tpu import LANES, VMEM_BYTES, Ref, dot
 from pit_jax.models.branch_middle import ROWS, Array, Middle, Work
-from pit_jax.models.layer_norm import EPSILON
+from pit_jax.models.layer_norm import EPSILON, normalised
+from pit_jax.models.linear import linear_map
 from pit_jax.models.sharded_kernel import per_batch_shard, share
 
 # Of the lanes, for kernels to be faster (docs/performance.md).
@@ -84,7 +85,6 @@ def add_branch(
     Raises:
       ValueError: what `supports` refuses.
     """
-    batch, tokens, channels = x.shape
     width = weights.kernel_in.shape[1]
     if not supports(middle, x, width):
         raise ValueError(
@@ -96,10 +96,18 @@ def add_branch(
     chip = _chip(x)
     cores = 1 if chip is None else chip.num_cores
     setting = _Setting(middle, work, _vmem(x), cores, interpret)
-    rows = (batch // work.together, work.together)
-    packed = x.reshape(rows[0], work.lanes, channels).transpose(0, 2, 1)
-    out = _branch(setting, packed, keep.reshape(rows), weights)
-    return out.transpose(0, 2, 1).reshape(batch, tokens, channels)
+    keep = keep.reshape(-1, work.together)
+    return _unpacked(_branch(setting, _packed(x, work), keep, weights), work)
+
+
+def _packed(x: jax.Array, work: Work) -> jax.Array:
+    """(B, N, C) to (P, C, lanes)."""
+    return x.reshape(-1, work.lanes, work.channels).transpose(0, 2, 1)
+
+
+def _unpacked(x: jax.Array, work: Work) -> jax.Array:
+    """(P, C, lanes) to (B, N, C)."""
+    return x.transpose(0, 2, 1).reshape(-1, work.tokens, work.channels)
 
 
 def _work(x: jax.Array | jax.ShapeDtypeStruct, width: int) -> Work:
@@ -252,7 +260,15 @@ class _Setting:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _branch(setting: _Setting, x: jax.Array, keep: jax.Array, weights: Weights) -> jax.Array:
-    return _forward(setting, False, x, keep, weights)[0]
+    if setting.work.together == 1:
+        return _forward(setting, False, x, keep, weights)[0]
+    # Short sequences gain memory in training, but no time, of which inference needs less apart.
+    tokens = _unpacked(x, setting.work)
+    normed = normalised(tokens, weights.scale, weights.shift)
+    taken = setting.middle.apart(normed, weights.kernel_in, weights.bias_in)
+    branch = linear_map(taken, weights.kernel_out, weights.bias_out)
+    kept = keep.reshape(-1, 1, 1).astype(branch.dtype) * branch
+    return _packed(tokens + kept, setting.work)
 
 
 def _branch_forward(
@@ -275,8 +291,8 @@ _branch.defvjp(_branch_forward, _branch_backward)
 
 def _vectors(weights: Weights) -> jax.Array:
     """Scale, shift and the second bias as columns (C, 3), float32."""
-    columns = (weights.scale, weights.shift, weights.bias_out)
-    return jnp.stack([column.astype(jnp.float32) for column in columns], 1)
+    rows = (weights.scale, weights.shift, weights.bias_out)
+    return jnp.stack([row.astype(jnp.float32) for row in rows]).T
 
 
 # Under `jit`, layers of one shape share one trace of a kernel.
@@ -285,17 +301,16 @@ def _forward(
     setting: _Setting, save: bool, x: jax.Array, keep: jax.Array, weights: Weights
 ) -> Sequence[jax.Array]:
     """The branch's result (P, C, lanes) and, if to be saved, what the backward pass reads."""
-    saved = setting.middle.saved(setting.work)
-    unsaved = [((1, *shape), dtype) for shape, dtype in saved]
+    middle, work = setting.middle, setting.work
     tokens = (x.shape[1:], x.dtype)
-    results = _Results([tokens, *saved], [], []) if save else _Results([tokens], [], unsaved)
-    factor = setting.middle.factor
-    shared = (
-        (weights.kernel_in * factor).T,
-        (weights.bias_in.astype(jnp.float32) * factor)[:, None],
-        weights.kernel_out.T,
-        _vectors(weights),
-    )
+    saved, unsaved = (middle.saved(work), []) if save else ([], middle.unsaved(work))
+    results = _Results([tokens, *saved], [], unsaved)
+    kernel_in, bias_in = weights.kernel_in, weights.bias_in[None]
+    if _bias_in_kernel(work):
+        kernel_in = jnp.concatenate([kernel_in, jnp.pad(bias_in, ((0, ROWS - 1), (0, 0)))])
+    shared = [kernel_in.T, weights.kernel_out.T, _vectors(weights)]
+    if not _bias_in_kernel(work):
+        shared.append(bias_in.astype(jnp.float32).T)
 
     def kernel(x: jax.Array, keep: jax.Array, *shared: jax.Array) -> Sequence[jax.Array]:
         return setting.call(_forward_kernel, keep, [x], shared, results)
@@ -343,6 +358,13 @@ def _backward(
     )
 
 
+def _bias_in_kernel(work: Work) -> bool:
+    """Whether the first bias rides along with ones behind the channels, at no cost: where they end
+    in the middle of the lanes of the kernel.
+    """
+    return pl.cdiv(work.channels + ROWS, LANES) == pl.cdiv(work.channels, LANES)
+
+
 class _Norm(NamedTuple):
     """A layer norm's result and what its gradient needs.
 
@@ -377,10 +399,15 @@ def _kept(keep: Ref, work: Work, rows: int) -> jax.Array:
 
 def _forward_kernel(middle: Middle, work: Work, rows: int, *refs: Ref) -> None:
     """Blocks of a program's images, and all of what images share."""
-    keep, x_ref, kernel_in, bias_in, kernel_out, vectors_ref, out, *saved = refs
+    keep, x_ref, kernel_in, kernel_out, vectors_ref, *results = refs
     x, vectors = x_ref[0].astype(jnp.float32), vectors_ref[...]
     normed = _norm(x, vectors).out.astype(work.dtype)
-    given = dot(kernel_in[...], normed, (1, 0)) + bias_in[...]
+    if _bias_in_kernel(work):
+        given = dot(kernel_in[...], _with_ones(normed), (1, 0))
+    else:
+        bias_in, *results = results
+        given = dot(kernel_in[...], normed, (1, 0)) + bias_in[...]
+    out, *saved = results
     taken = middle.forward(given, work, saved)
     branch = dot(kernel_out[...], taken, (1, 0)) + vectors[:, 2:3]
     out[0] = (x + _kept(keep, work, rows) * branch).astype(work.dtype)
@@ -407,9 +434,8 @@ def _backward_kernel(middle: Middle, work: Work, rows: int, *refs: Ref) -> None:
     taken, to_given = middle.backward(to_taken, work, saved, scratch)
     # Both (C, ...): the matrix unit's time goes by the rows of the first operand.
     to_out[0] += dot(arriving, taken, (1, 1))
-    ones = jnp.ones((ROWS, work.lanes), work.dtype)  # their product is the bias's gradient
-    normed = jnp.concatenate([norm.out.astype(work.dtype), ones])
-    to_in[0] += dot(normed, to_given, (1, 1))
+    # With ones, for the gradient of the bias.
+    to_in[0] += dot(_with_ones(norm.out.astype(work.dtype)), to_given, (1, 1))
     to_normed = dot(kernel_in[...], to_given, (1, 0))
     to_vectors[0, 0] += _over_lanes(to_normed * norm.unit)
     to_vectors[0, 1] += _over_lanes(to_normed)
@@ -418,6 +444,11 @@ def _backward_kernel(middle: Middle, work: Work, rows: int, *refs: Ref) -> None:
     level = to_unit.mean(0, keepdims=True)
     along = (to_unit * norm.unit).mean(0, keepdims=True)
     to_x[0] = (gradient + norm.factor * (to_unit - level - norm.unit * along)).astype(work.dtype)
+
+
+def _with_ones(tokens: jax.Array) -> jax.Array:
+    """(C, lanes) with a register of rows of ones."""
+    return jnp.concatenate([tokens, jnp.ones((ROWS, tokens.shape[1]), tokens.dtype)])
 
 
 def _over_lanes(x: jax.Array) -> jax.Array:

@@ -76,14 +76,16 @@ def _case(script: ModuleType, *, xla_cycles: float, kernel_cycles: float, megaby
     return script.Case(report, [], [])
 
 
-def _missed(script: ModuleType, train: Any, inference: Any) -> list[str]:
-    return [gate.name for gate in script.gates(train, inference) if not gate.holds]
+def _missed(script: ModuleType, train: Any, inference: Any, attention: float) -> list[str]:
+    return [gate.name for gate in script.gates(train, inference, attention) if not gate.holds]
 
 
 def test_what_keeps_all_bounds_passes(script: ModuleType) -> None:
-    train = _case(script, xla_cycles=370e3, kernel_cycles=70e3, megabytes=270)
+    train = _case(script, xla_cycles=200e3, kernel_cycles=240e3, megabytes=270)
     inference = _case(script, xla_cycles=120e3, kernel_cycles=20e3, megabytes=20)
-    assert _missed(script, train, inference) == []
+    assert _missed(script, train, inference, 70e3) == []
+    assert _missed(script, train, inference, 50e3) == ["cycles but attention's, k/image"]
+    assert _missed(script, train, inference, 80e3) == ["attention bundles, k/image"]
 
 
 def test_the_bare_step_is_the_recipe_s_without_its_extras(script: ModuleType) -> None:
@@ -109,7 +111,7 @@ def test_the_bare_step_is_the_recipe_s_without_its_extras(script: ModuleType) ->
 
 
 def test_every_bound_is_judged(script: ModuleType) -> None:
-    train = _case(script, xla_cycles=383e3, kernel_cycles=77e3, megabytes=281)
+    train = _case(script, xla_cycles=300e3, kernel_cycles=160e3, megabytes=281)
     gathered = Collective(
         kind="all-gather", devices=4, calls=1, asynchronous=0, bytes=10**8, seconds=1e-3
     )
@@ -120,7 +122,8 @@ def test_every_bound_is_judged(script: ModuleType) -> None:
         attention_maps=["bf16[128, 3, 730, 730]"],
     )
     inference = _case(script, xla_cycles=140e3, kernel_cycles=20e3, megabytes=20)
-    assert len(_missed(script, train, inference)) == len(script.gates(train, inference)) == 8
+    found = _missed(script, train, inference, 77e3)
+    assert len(found) == len(script.gates(train, inference, 77e3)) == 8
 
 
 @pytest.mark.parametrize(

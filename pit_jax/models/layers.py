@@ -263,7 +263,7 @@ class Block(nnx.Module):
             return x_bnc + stochastic_depth(branch, self.drop.path, path_key)
 
         drops = key is not None and (self.drop.features > 0 or self.drop.attention > 0)
-        if drops or record.wants("attention"):
+        if drops or record.wants("attention") or type(self.attention) is not Attention:
             return parts(x_bnc)
         layers = (self.norm1, self.attention.qkv, self.attention.proj)
         middle = branch_middle.Attention(self.attention.heads)
@@ -276,7 +276,7 @@ class Block(nnx.Module):
             branch = self.mlp(self.norm2(x_bnc), key)
             return x_bnc + stochastic_depth(branch, self.drop.path, path_key)
 
-        if key is not None and self.drop.features > 0:
+        if (key is not None and self.drop.features > 0) or type(self.mlp) is not MLP:
             return parts(x_bnc)
         layers = (self.norm2, self.mlp.fc1, self.mlp.fc2)
         return self._fused_or(parts, branch_middle.Gelu(), x_bnc, layers, path_key)

@@ -20,7 +20,7 @@ from pit_jax.models.branch_middle import Attention, Gelu, Middle
 from pit_jax.models.branch_tpu import Weights
 from pit_jax.models.initializers import torch_default_init
 from pit_jax.models.layer_norm import EPSILON, from_library
-from pit_jax.models.layers import Block, DropRates, Recorder
+from pit_jax.models.layers import MLP, Block, DropRates, Recorder
 from pit_jax.models.linear import Linear
 
 Example = tuple[jax.Array, jax.Array, Weights, jax.Array]
@@ -256,6 +256,16 @@ def test_other_layers_in_their_place_are_not_passed_over():
     module.mlp.fc2 = Twice(256, 64, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     module.norm1.epsilon = 1e-5
     assert tpu_kernels(module) == PARTS
+
+    class Idle(MLP):
+        def __call__(self, x_bnc: jax.Array, key: jax.Array | None) -> jax.Array:
+            return x_bnc
+
+    other = block(DropRates())
+    other.mlp = Idle(
+        64, 256, DropRates(), init=torch_default_init, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)
+    )
+    assert tpu_kernels(other) == ["attention_branch_backward", "attention_branch_forward"]
 
 
 def test_recorded_attention_maps_come_from_the_parts():

@@ -45,20 +45,25 @@ def test_a_sharded_training_step_on_a_slice(tmp_path: Path) -> None:
     assert saved["fits"]
     assert 0 < memory["arguments"] < memory["peak"] < memory["available"] == 15.75 * 2**30
     assert memory["aliased"] > 0.9 * memory["outputs"]
-    # The model's FLOPs, less those of attention's kernels, more for pooling and the optimizer.
-    assert 0.5 < saved["flops"] / (8 * saved["model_flops"]) < 2
+    # The model's FLOPs, less those of the branches' kernels, more for pooling and the optimizer.
+    assert 0.1 < saved["flops"] / (8 * saved["model_flops"]) < 1
     assert 1e4 < estimate["xla_cycles"] < 1e7
     assert 0 < estimate["mfu"] < 0.3
     names = {kernel["name"] for kernel in saved["kernels"]}
-    assert {name.split("_")[2] for name in names} == {"forward", "backward"}
-    assert all(kernel["grid"] == 8 and kernel["bundles"] > 100 for kernel in saved["kernels"])
+    assert {name.rsplit("_", 2)[1] for name in names} == {"forward", "backward"}
+    # Eight images, one in a program, or four where they are short.
+    grids: dict[str, set[int]] = {name.rsplit("_", 1)[1]: set() for name in names}
+    for kernel in saved["kernels"]:
+        grids[kernel["name"].rsplit("_", 1)[1]].add(kernel["grid"])
+    assert grids == {"226x64": {8}, "65x128": {2}}
+    assert all(kernel["bundles"] > 100 for kernel in saved["kernels"])
     assert estimate["kernel_cycles"] == sum(kernel["cycles"] for kernel in saved["kernels"])
     kinds = {one["kind"] for one in saved["collectives"]}
     assert {"all-gather", "all-reduce"} <= kinds
     assert {one["devices"] for one in saved["collectives"]} >= {2, 4}
     assert estimate["step_seconds"] > estimate["collective_seconds"] > 0
     assert len(saved["operations"]) == 10
-    assert any("pit_jax/models/linear.py" in one["location"] for one in saved["operations"])
+    assert any("pit_jax/models/pooling.py" in one["location"] for one in saved["operations"])
     assert any(one["backward"] for one in saved["operations"])
     assert not estimate["unknown_loops"]
     assert "images/s/chip" in printed

@@ -4,9 +4,9 @@
 
 Compiles a block of every stage, forward and backward in bfloat16: as it is; its branches in parts
 instead of kernels; these with one operation after the other in the form one would write down; the
-last row has all of them so. Per image: cycles
-outside of kernels and bundles of kernels, which take about a cycle each, and the bytes that XLA
-counts. No TPU is needed, but libtpu is; half a minute to a minute of two cores per row.
+last row has all of them so. Per image: cycles outside of kernels and bundles of kernels, which take
+about a cycle each, and the bytes that XLA counts. No TPU is needed, but libtpu is; half a minute to
+a minute of two cores per row.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from tpu_gates import PLAIN
+from tpu_gates import PLAIN, stages
 
 from pit_jax.compile_report import chips, libtpu, measure
 from pit_jax.compile_report.hlo import Module
@@ -52,13 +52,6 @@ class Row(NamedTuple):
     cycles: float
     bundles: float
     megabytes: float
-
-
-def stages(config: PiTConfig | ViTConfig) -> list[tuple[int, int, int]]:
-    """Tokens, width and heads of every stage."""
-    heads = config.heads if isinstance(config, PiTConfig) else (config.heads,)
-    tokens = [config.class_tokens + height * width for height, width in config.grids]
-    return list(zip(tokens, config.widths, heads, strict=True))
 
 
 def measure_block(

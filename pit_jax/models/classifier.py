@@ -59,10 +59,10 @@ class TokenClassifier(nnx.Module):
             logits.
           key: a JAX random key, needed when `train` and any rate is above zero.
           capture: intermediates to return as well, of the family's `CAPTURES`: "embedding" (B, H,
-            W, C); "blocks", every block's tokens (B, N, C); "attention", every block's post-softmax
-            map (B, heads, N, N) in float32, before dropout; in PiT "stages", every stage's class
-            tokens (B, T, C) and map (B, H, W, C), not normalised; "pre_logits", the normalised
-            class tokens (B, T, C).
+            W, C); "blocks", every block's tokens (B, N, C), class tokens first; "attention", every
+            block's post-softmax map (B, heads, N, N) in float32, before dropout; in PiT "stages",
+            every stage's class tokens (B, T, C) and map (B, H, W, C), not normalised; "pre_logits",
+            the normalised class tokens (B, T, C).
 
         Returns:
           Logits (B, K) in float32; distilled models give the mean of their two heads' logits, and

@@ -19,6 +19,8 @@ from pit_jax.models.patches import PatchProjection
 
 # What `capture=` can ask for, and the names under which it comes back.
 CAPTURES = ("embedding", "blocks", "attention", "stages", "pre_logits")
+# The axes of what is captured that run over tokens.
+_TOKEN_AXES = {"blocks": (1,), "attention": (2, 3)}
 
 # Of the class token and the map of positions; everything else starts as PyTorch does by default.
 token_init = normal(0.02)
@@ -76,8 +78,31 @@ class TokenPooling(nnx.Module):
         return self.fc(tokens_btc), self.conv(maps_bhwc)
 
 
+class _ClassTokensFirst(Recorder):
+    """Records of sequences that end with their class tokens, in the order of the papers.
+
+    Args:
+      record: keeps them.
+      class_tokens: T.
+    """
+
+    def __init__(self, record: Recorder, class_tokens: int):
+        self.requested, self.values = record.requested, record.values
+        self._class_tokens = class_tokens
+
+    def save(self, kind: str, name: str, value: jax.Array) -> None:
+        if self.wants(kind):
+            axes = _TOKEN_AXES[kind]
+            super().save(kind, name, jnp.roll(value, [self._class_tokens] * len(axes), axes))
+
+
 class Stage(nnx.Module):
-    """Blocks `block0`, `block1`, ... on the sequence [class tokens, map in row-major order]."""
+    """Blocks `block0`, `block1`, ... on the sequence [map in row-major order, class tokens].
+
+    Blocks do not know an order of tokens. Behind the map, class tokens come and go without moving
+    all others by a place, for which TPUs, which keep tokens in lanes, take two hundredths of a
+    training step. What is captured has them in front, as everywhere else.
+    """
 
     def __init__(
         self,
@@ -105,13 +130,12 @@ class Stage(nnx.Module):
         name: str,
     ) -> tuple[jax.Array, jax.Array]:
         batch, height, width, channels = maps_bhwc.shape
-        class_tokens = tokens_btc.shape[1]
-        x_bnc = jnp.concatenate(
-            [tokens_btc, maps_bhwc.reshape(batch, height * width, channels)], axis=1
-        )
+        size = height * width
+        x_bnc = jnp.concatenate([maps_bhwc.reshape(batch, size, channels), tokens_btc], axis=1)
+        record = _ClassTokensFirst(record, tokens_btc.shape[1])
         for index, key in enumerate(keys):
             x_bnc = getattr(self, f"block{index}")(x_bnc, key, record, f"{name}/block{index}")
-        tokens_btc, flat = x_bnc[:, :class_tokens], x_bnc[:, class_tokens:]
+        flat, tokens_btc = x_bnc[:, :size], x_bnc[:, size:]
         return tokens_btc, flat.reshape(batch, height, width, channels)
 
 

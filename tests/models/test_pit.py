@@ -1,5 +1,7 @@
 """What the PiT module promises beyond equality with the official network."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,6 +70,21 @@ def test_captures_have_their_documented_shapes():
     assert shapes["stage1/block1/tokens"] == (2, 11, 16)
     assert shapes["pre_logits"] == (2, 2, 32)
     np.testing.assert_allclose(captured["stage1/block1/attention"].sum(-1), 1.0, rtol=1e-5)
+
+
+def test_captured_sequences_begin_with_their_class_tokens():
+    model = build("pit_ti_distilled")
+    _, captured = apply(model, images(2, 24, 24, 3), capture=("blocks", "attention", "stages"))
+    tokens, maps = captured["stage1/tokens"], captured["stage1/map"]
+    sequence = jnp.concatenate([tokens, maps.reshape(2, -1, 16)], axis=1)
+    np.testing.assert_array_equal(captured["stage1/block1/tokens"], sequence)
+
+    block = model.stage1.block1
+    qkv = block.attention.qkv(block.norm1(captured["stage1/block0/tokens"]))
+    query, key, _ = jnp.unstack(qkv.reshape(2, 11, 3, 2, 8), axis=2)
+    logits = jnp.einsum("bnhd,bmhd->bhnm", query, key) / math.sqrt(8)
+    expected = jax.nn.softmax(logits)
+    np.testing.assert_allclose(captured["stage1/block1/attention"], expected, rtol=1e-4)
 
 
 def test_capture_does_not_change_the_logits_and_unknown_kinds_are_named():

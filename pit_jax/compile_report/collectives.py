@@ -8,7 +8,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -105,9 +105,11 @@ def _exchanges(module: Module) -> Iterator[_Exchange]:
             if kind not in KINDS:
                 continue
             # One that runs beside others shows in the fusion that begins it and in all until the
-            # one that waits for it, under the same channel.
+            # one that waits for it, under the same channel. Others may share a channel as well.
             channel = re.search(r"channel_id=(\d+)", instruction.attributes)
-            key = (kind, channel[1] if channel else instruction.name)
+            key: tuple[Any, ...] = (kind, instruction.name)
+            if channel and not scatters and instruction is not step.instruction:
+                key = (kind, channel[1], instruction.arrays)
             if key in seen:
                 continue
             seen.add(key)

@@ -112,6 +112,21 @@ def test_an_exchange_that_runs_beside_others_counts_once() -> None:
     assert (gather.calls, gather.asynchronous, gather.bytes) == (1, 1, 32)
 
 
+ON_ONE_CHANNEL = """
+ENTRY %main (x: f32[4], y: bf16[100]) -> bf16[100] {
+  %x = f32[4]{0} parameter(0)
+  %y = bf16[100]{0} parameter(1)
+  %small = f32[4]{0} all-reduce(%x), channel_id=1, replica_groups={{0,1,2,3}}, to_apply=%add
+  ROOT %large = bf16[100]{0} all-reduce(%y), channel_id=1, replica_groups={{0,1,2,3}}, to_apply=%b
+}
+"""
+
+
+def test_exchanges_one_after_the_other_count_each_on_whatever_channel() -> None:
+    (reduced,) = collectives(Module(ON_ONE_CHANNEL), 4, _places(2, 2), chips.parse_slice("v5e:2x2"))
+    assert (reduced.calls, reduced.bytes) == (2, 216)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

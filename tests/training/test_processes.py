@@ -24,6 +24,8 @@ from pit_jax.training import checkpoints
 ROOT = Path(__file__).parents[2]
 TINY = Path(__file__).with_name("tiny.py")
 DEADLINE = 240
+# One job of each kind runs by default: they take up to a minute, most of it until they have begun.
+slow = pytest.mark.slow
 # train.py, but splitting arrays over fsdp groups that it would think too small for it.
 PROGRAM = """
 import runpy
@@ -150,7 +152,13 @@ def assert_same_state(found: Path, expected: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("processes", "devices", "fsdp"), [(1, 1, 1), (2, 2, 1), (2, 2, 2), (4, 1, 4)]
+    ("processes", "devices", "fsdp"),
+    [
+        pytest.param(1, 1, 1, marks=slow),
+        pytest.param(2, 2, 1, marks=slow),
+        (2, 2, 2),
+        pytest.param(4, 1, 4, marks=slow),
+    ],
 )
 def test_equal_results_on_any_devices(
     finished: Path, tmp_path: Path, processes: int, devices: int, fsdp: int
@@ -199,7 +207,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     return directories
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=slow), 2])
 def test_a_run_killed_three_times_ends_bit_identically(
     uninterrupted: dict[int, Path], tmp_path: Path, processes: int
 ):
@@ -222,7 +230,11 @@ def test_a_run_killed_three_times_ends_bit_identically(
 
 @pytest.mark.parametrize(
     ("processes", "told", "number"),
-    [(1, 0, signal.SIGINT), (2, 0, signal.SIGTERM), (2, 1, signal.SIGTERM)],
+    [
+        pytest.param(1, 0, signal.SIGINT, marks=slow),
+        pytest.param(2, 0, signal.SIGTERM, marks=slow),
+        (2, 1, signal.SIGTERM),
+    ],
 )
 def test_a_process_told_to_end_saves_and_the_run_continues(
     uninterrupted: dict[int, Path],
@@ -246,7 +258,8 @@ def test_a_process_told_to_end_saves_and_the_run_continues(
 
 
 @pytest.mark.parametrize(
-    ("before", "after"), [((1, 1), (2, 2, "--config.fsdp=2")), ((2, 1), (1, 1))]
+    ("before", "after"),
+    [((1, 1), (2, 2, "--config.fsdp=2")), pytest.param((2, 1), (1, 1), marks=slow)],
 )
 def test_resuming_on_other_processes_keeps_the_batches(
     uninterrupted: dict[int, Path],
@@ -278,7 +291,7 @@ def ends_with_a_message(process: subprocess.Popen, within: float) -> None:
     assert "another task died" in errors or "error: this process of several ends" in errors
 
 
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [0, pytest.param(1, marks=slow)])
 def test_the_others_end_when_a_process_dies(tmp_path: Path, killed: int):
     with job(tmp_path, 2, 1, *FOR_EVER) as started:
         started.wait_until(lambda: bool(saved_steps(tmp_path)))
@@ -289,7 +302,9 @@ def test_the_others_end_when_a_process_dies(tmp_path: Path, killed: int):
 BAD = ("--config.data.name=imagenet2012", "--config.data.data_dir=/nowhere")
 
 
-@pytest.mark.parametrize("bad", [(0,), (1,), (0, 1)])
+@pytest.mark.parametrize(
+    "bad", [pytest.param((0,), marks=slow), (1,), pytest.param((0, 1), marks=slow)]
+)
 def test_a_process_that_cannot_run_ends_at_once_and_the_others_soon(
     tmp_path: Path, bad: tuple[int, ...]
 ):

@@ -22,15 +22,18 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pit_jax.models.attention_tpu import LANES, VMEM_BYTES, Ref, dot
-from pit_jax.models.branch_middle import ROWS, Array, Middle, Work
+from pit_jax.models.branch_middle import ROWS, Array, Gelu, Middle, Work
 from pit_jax.models.layer_norm import EPSILON, normalised
 from pit_jax.models.linear import linear_map
 from pit_jax.models.sharded_kernel import per_batch_shard, share
 
 # Of the lanes, for kernels to be faster (docs/performance.md).
 _MIN_FILLED = 0.6
-# Images side by side in lanes.
+# Images side by side in lanes: how many, in how many lanes at most, and which share of the best
+# filling is as good as the best.
 _TOGETHER = (1, 2, 4)
+_MAX_LANES = 1024
+_NEARLY = 0.95
 # Bytes of VMEM for a program.
 _SMALL_VMEM = VMEM_BYTES
 _VMEM = 3 * _SMALL_VMEM
@@ -58,13 +61,13 @@ class Weights(NamedTuple):
 
 def pays(middle: Middle, x: jax.Array | jax.ShapeDtypeStruct, width: int) -> bool:
     """Whether the kernels take such tokens, and are on TPUs faster than the parts."""
-    work = _work(x, width)
+    work = _work(middle, x, width)
     return x.dtype == jnp.bfloat16 and _filled(work.lanes) >= _MIN_FILLED and _fits(middle, work, x)
 
 
 def supports(middle: Middle, x: jax.Array | jax.ShapeDtypeStruct, width: int) -> bool:
     """Whether the kernels take tokens (B, N, C) that the first layer widens to M = `width`."""
-    return _fits(middle, _work(x, width), x)
+    return _fits(middle, _work(middle, x, width), x)
 
 
 def add_branch(
@@ -92,7 +95,7 @@ def add_branch(
             f"{ROWS} divides, and images that fit in VMEM; found {x.dtype}{list(x.shape)} widened "
             f'to {width} for {middle.name}: use lowerings.override(branch="parts")'
         )
-    work = _work(x, width)
+    work = _work(middle, x, width)
     chip = _chip(x)
     cores = 1 if chip is None else chip.num_cores or 1
     setting = _Setting(middle, work, _vmem(x), cores, interpret)
@@ -110,17 +113,23 @@ def _unpacked(x: jax.Array, work: Work) -> jax.Array:
     return x.transpose(0, 2, 1).reshape(-1, work.tokens, work.channels)
 
 
-def _work(x: jax.Array | jax.ShapeDtypeStruct, width: int) -> Work:
-    """For tokens (B, N, C): as few images together as fill the lanes, or fill them best, because
-    those that a sequence leaves empty are computed, too.
+def _work(middle: Middle, x: jax.Array | jax.ShapeDtypeStruct, width: int) -> Work:
+    """For tokens (B, N, C): as few images together as fill the lanes well enough, because those
+    that a sequence leaves empty are computed, too.
     """
     batch, (_, tokens, channels) = share(x), x.shape
-    counts = [count for count in _TOGETHER if batch % count == 0]
-    together = next(
-        (count for count in counts if _filled(count * tokens) >= _MIN_FILLED),
-        max(counts, key=lambda count: _filled(count * tokens)),
-    )
-    return Work(tokens, together, channels, width, jnp.dtype(x.dtype))
+
+    def work(count: int, width: int) -> Work:
+        return Work(tokens, count, channels, width, jnp.dtype(x.dtype))
+
+    possible = [n for n in _TOGETHER if batch % n == 0 and n * tokens <= _MAX_LANES]
+    own = [n for n in possible if _fits(middle, work(n, width), x)]
+    # The two branches of a block have as many, or it would copy tokens between them; the other one
+    # is mostly an MLP of four times the width.
+    both = [n for n in own if _fits(Gelu(), work(n, 4 * channels), x)]
+    counts = both or own or [1]
+    enough = _NEARLY * max(_filled(n * tokens) for n in counts)
+    return work(next(n for n in counts if _filled(n * tokens) >= enough), width)
 
 
 def _filled(lanes: int) -> float:
@@ -241,11 +250,8 @@ class _Setting:
                 *(of_part(shape) for shape in results.sums),
             ],
             out_shape=[
-                *(
-                    jax.ShapeDtypeStruct((programs, *shape), dtype)
-                    for shape, dtype in results.images
-                ),
-                *(jax.ShapeDtypeStruct((parts, *shape), jnp.float32) for shape in results.sums),
+                *(self._result((programs, *shape), dtype) for shape, dtype in results.images),
+                *(self._result((parts, *shape), jnp.float32) for shape in results.sums),
             ],
             scratch_shapes=[pltpu.VMEM(shape, dtype) for shape, dtype in results.scratch],
             compiler_params=pltpu.CompilerParams(
@@ -257,16 +263,19 @@ class _Setting:
             interpret=self.interpret,
         )(keep.reshape(-1), *(self._in_main_memory(x) for x in images), *shared)
 
+    # Operands and results are not kept in VMEM between kernels: those that find theirs in different
+    # places are compiled one by one, for less than a hundredth of a step.
+
     def _in_main_memory(self, x: jax.Array) -> jax.Array:
-        """An operand that is not kept in VMEM between kernels: those that find theirs in different
-        places are compiled one by one, for less than a hundredth of a step.
-        """
         return x if self.interpret else pltpu.with_memory_space_constraint(x, pltpu.HBM)
+
+    def _result(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype) if self.interpret else pltpu.HBM(shape, dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _branch(setting: _Setting, x: jax.Array, keep: jax.Array, weights: Weights) -> jax.Array:
-    if setting.work.together == 1:
+    if setting.work.tokens >= LANES:
         return _forward(setting, False, x, keep, weights)[0]
     # Short sequences gain memory in training, but no time, of which inference needs less apart.
     tokens = _unpacked(x, setting.work)

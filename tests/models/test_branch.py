@@ -97,6 +97,7 @@ CASES = [
     (Attention(2), (8, 50, 96)),
     (Attention(1), (8, 65, 48)),
     (Attention(1), (2, 962, 16)),
+    (Attention(2), (8, 197, 32)),
 ]
 
 
@@ -116,7 +117,7 @@ def test_equals_the_definition(
     assert_equal(found, expected, tolerance)
 
 
-@pytest.mark.parametrize(("middle", "shape"), [CASES[1], CASES[2], CASES[3]])
+@pytest.mark.parametrize(("middle", "shape"), [CASES[1], CASES[2], CASES[3], CASES[6]])
 def test_without_a_gradient_it_is_the_same(middle: Middle, shape: tuple[int, int, int]):
     operands = example(middle, shape)
     out, _ = values_and_gradients(kernel(middle), operands)
@@ -131,20 +132,23 @@ def test_large_tokens_do_not_overflow():
 
 
 @pytest.mark.parametrize(
-    ("batch", "tokens", "together"),
+    ("batch", "tokens", "channels", "together"),
     [
-        (128, 730, 1),
-        (128, 197, 1),
-        (128, 257, 1),
-        (128, 50, 2),
-        (3, 50, 1),
-        (128, 65, 4),
-        (2, 65, 1),
+        (128, 730, 48, 1),
+        (128, 197, 48, 4),
+        (6, 197, 48, 1),  # two fill no more of the lanes than one
+        (128, 257, 48, 2),  # four are too long
+        (128, 50, 48, 2),
+        (3, 50, 48, 1),
+        (128, 65, 48, 4),
+        (2, 65, 48, 1),
+        (128, 197, 288, 1),  # of more, the MLP does not fit the VMEM of a v4
+        (128, 50, 384, 2),  # nor does that of any number, so that attention chooses alone
     ],
 )
-def test_images_fill_the_lanes(batch: int, tokens: int, together: int):
-    x = jax.ShapeDtypeStruct((batch, tokens, 48), jnp.bfloat16)
-    assert branch_tpu._work(x, 144).together == together
+def test_images_fill_the_lanes(batch: int, tokens: int, channels: int, together: int):
+    x = jax.ShapeDtypeStruct((batch, tokens, channels), jnp.bfloat16)
+    assert branch_tpu._work(Attention(3), x, 3 * channels).together == together
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ from pit_jax.training.state import TrainState
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
+RESULT_FILE = "result.json"
 CHECKPOINT_FOLDER = "checkpoints"
 BEST_METRIC = "top1"
 Progress = dict[str, Any]
@@ -287,6 +288,13 @@ class Checkpoints:
             f"Intact: {', '.join(map(str, kept)) or 'none'}. Make room or mend the folder, then "
             "run the same command again"
         )
+
+
+def holds_work(workdir: Path) -> bool:
+    """Whether a run directory has a complete checkpoint, readable or not, or a result."""
+    names = (path.name for path in (workdir / CHECKPOINT_FOLDER).glob("*"))
+    saved = any(name.isdecimal() or name.startswith("damaged-") for name in names)
+    return saved or (workdir / RESULT_FILE).is_file()
 
 
 def _items(state: TrainState) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from pit_jax.training.build import (
     start_state,
     teacher_params,
 )
-from pit_jax.training.checkpoints import Checkpoints
+from pit_jax.training.checkpoints import RESULT_FILE, Checkpoints
 from pit_jax.training.evaluation import make_evaluator, protocol_of
 from pit_jax.training.flops_rate import utilisation
 from pit_jax.training.profile import Profile
@@ -36,8 +36,6 @@ from pit_jax.training.stopping import orderly
 from pit_jax.training.window import TrainingError, Window
 from pit_jax.weights.cards import make_card
 from pit_jax.weights.files import DIRECTORY_FILE, replace_file, write_weights
-
-RESULT_FILE = "result.json"
 
 
 @dataclasses.dataclass(frozen=True)

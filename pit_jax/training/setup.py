@@ -24,7 +24,7 @@ from pit_jax.models import zoo
 from pit_jax.optim.masks import layer_decay_scales
 from pit_jax.optim.optimizers import make_optimizer
 from pit_jax.optim.schedules import Curve, make_schedule, scaled_learning_rate
-from pit_jax.training.checkpoints import CONFIG_FILE
+from pit_jax.training.checkpoints import CONFIG_FILE, holds_work
 from pit_jax.training.config import TrainConfig, parse
 from pit_jax.training.durations import to_steps
 from pit_jax.training.placement import placement
@@ -400,11 +400,14 @@ def record(setup: Setup) -> None:
 def _compare(setup: Setup, allow_changes: bool) -> None:
     """Compares the experiment with the one that the directory belongs to, or makes it this one's.
 
+    A start that came to nothing, for weights that were not there perhaps, binds no other. All
+    processes of a job see alike whether it did: none saves anything before all are past this.
+
     Raises:
       ValueError: another one; the differing options are listed. Or it cannot be recorded.
     """
     path = setup.workdir / CONFIG_FILE
-    if not path.is_file():
+    if not path.is_file() or not holds_work(setup.workdir):
         try:
             record(setup)
         except OSError as error:

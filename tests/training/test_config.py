@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
+from pit_jax.training import loop
 from pit_jax.training.config import TrainConfig, default_config, parse
 from pit_jax.training.setup import prepare, record
+from pit_jax.training.window import TrainingError
 
 
 def test_the_defaults_survive_the_round_trip():
@@ -121,9 +123,13 @@ def test_overrides_are_stored(config: ConfigDict, workdir: Path):
     assert stored["config"]["max_skips"] == 10
 
 
-def test_a_directory_of_another_experiment_is_refused(config: ConfigDict, workdir: Path):
+@pytest.mark.parametrize("holds", ["checkpoints/3", "checkpoints/damaged-3"])
+def test_a_directory_of_another_experiment_is_refused(
+    config: ConfigDict, workdir: Path, holds: str
+):
     prepare(config, workdir)
     prepare(config, workdir)
+    (workdir / holds).mkdir(parents=True)
     config.duration = "4 epochs"
     config.optimizer.weight_decay = 0.1
     with pytest.raises(ValueError, match="belongs to another experiment") as caught:
@@ -131,3 +137,22 @@ def test_a_directory_of_another_experiment_is_refused(config: ConfigDict, workdi
     assert "config.duration was '3 epochs', now '4 epochs'" in str(caught.value)
     assert "config.optimizer.weight_decay was 0.05, now 0.1" in str(caught.value)
     assert prepare(config, workdir, allow_config_changes=True).steps.total == 12
+
+
+def test_a_start_that_came_to_nothing_binds_no_other(config: ConfigDict, workdir: Path):
+    """As where its weights were missing: the corrected command goes on in the same directory."""
+    config.init_from = str(workdir / "missing.safetensors")
+    with pytest.raises(TrainingError, match="there is no file or directory"):
+        loop.train(config, workdir)
+    (workdir / "checkpoints" / "3.orbax-checkpoint-tmp").mkdir()  # cut short, so not complete
+    config.init_from = None
+    prepare(config, workdir)
+    assert json.loads((workdir / "config.json").read_text())["config"]["init_from"] is None
+
+
+def test_a_result_binds_without_checkpoints(config: ConfigDict, workdir: Path):
+    prepare(config, workdir)
+    (workdir / "result.json").write_text("{}")
+    config.duration = "4 epochs"
+    with pytest.raises(ValueError, match="belongs to another experiment"):
+        prepare(config, workdir)

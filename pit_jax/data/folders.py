@@ -2,15 +2,19 @@
 
 `folder:/path` holds either the classes themselves, one split called "all", or a sub-folder per
 split ("train", "val", ...) with the classes inside. Labels number the class names in sorted order,
-over all splits together, so that splits agree on them.
+over all splits together, so that splits agree on them; a directory beside them that neither bears
+the name of one nor is the split asked for is something else.
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypedDict
 
 from pit_jax.errors import suggestion
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "folder:"
 # What image classification sets call their splits; a folder with one of these is split.
@@ -38,6 +42,7 @@ class FolderImages:
 
     Attributes:
       classes: names, in the order of the labels.
+      absent: those that this split has no directory of.
 
     Raises:
       ValueError: a folder that is missing, unreadable or empty, a class without images, or no such
@@ -53,9 +58,10 @@ class FolderImages:
                 f"looked in {directory} for a directory per class, found {_content(directory)}; "
                 f"{LAYOUT}"
             )
+        self.absent = sorted(set(self.classes).difference(_directories(directory)))
         self._files: list[tuple[str, int]] = []
         for label, name in enumerate(self.classes):
-            if not (directory / name).is_dir():
+            if name in self.absent:
                 continue
             files = sorted(_images(directory / name))
             if not files:
@@ -81,8 +87,29 @@ class FolderImages:
         return {"image": data, "label": label, "file_name": file}
 
 
+def check_splits(train: FolderImages, held_out: FolderImages) -> None:
+    """Sees to it that two splits of a training number their classes alike, and warns of those that
+    are never trained on.
+
+    Raises:
+      ValueError: they do not; the message has the classes that one of them lacks.
+    """
+    if train.classes != held_out.classes:
+        odd = sorted(set(train.classes).symmetric_difference(held_out.classes))
+        raise ValueError(
+            f"the training and the evaluation split number their classes differently: only one of "
+            f"them knows {_some(odd)}. Beside the split itself folders named "
+            f"{', '.join(SPLIT_NAMES)} count: name the splits so, or give both the same classes"
+        )
+    if train.absent:
+        logger.warning(
+            "%d of %d classes have no training image: %s",
+            *(len(train.absent), len(train.classes), _some(train.absent)),
+        )
+
+
 def _split_folder(root: Path, split: str) -> tuple[Path, list[Path]]:
-    """The split's folder, and those of all splits."""
+    """The split's folder, and those of all splits, itself among them."""
     names = _directories(root)
     if not any(name in SPLIT_NAMES for name in names):
         if split == WHOLE:
@@ -94,7 +121,7 @@ def _split_folder(root: Path, split: str) -> tuple[Path, list[Path]]:
     alike = [split, *(VALIDATION if split in VALIDATION else ())]
     for name in alike:
         if name in names:
-            return root / name, [root / other for other in names]
+            return root / name, [root / other for other in names if other in (name, *SPLIT_NAMES)]
     raise ValueError(
         f"looked in {root} for a folder {split!r}, found {_content(root)}"
         f"{suggestion(split, names)}; slices such as 'train[:10%]' are for TFDS sets only"
@@ -130,8 +157,10 @@ def _images(folder: Path) -> Iterator[str]:
 
 def _content(folder: Path) -> str:
     """A few of the names in a folder, for messages."""
-    names = sorted(os.listdir(folder))
-    if not names:
-        return "nothing"
+    return _some(sorted(os.listdir(folder))) or "nothing"
+
+
+def _some(names: list[str]) -> str:
+    """The first few names, and how many more there are."""
     shown = ", ".join(names[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from pit_jax import losses, parallel
+from pit_jax.data.folders import FolderImages, check_splits
 from pit_jax.data.images import check_protocol
 from pit_jax.data.sources import Source, open_source
 from pit_jax.errors import suggestion
@@ -116,6 +117,9 @@ def prepare(
     _model_config(parsed, parsed.model.num_classes or 1)
     train_source = open_source(parsed.data.name, parsed.data.train_split, parsed.data.data_dir)
     eval_source = open_source(parsed.data.name, parsed.data.eval_split, parsed.data.data_dir)
+    train, held_out = train_source.examples, eval_source.examples
+    if isinstance(train, FolderImages) and isinstance(held_out, FolderImages):
+        check_splits(train, held_out)
     experiment = _experiment(
         parsed,
         mesh,

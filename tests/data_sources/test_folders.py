@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pit_jax.data import images, sources
+from pit_jax.data import folders, images, sources
 
 
 def save(path: Path, level: int) -> None:
@@ -33,6 +33,29 @@ def test_classes_are_numbered_by_name_over_all_splits(folder: Path):
     assert [example["label"] for example in held_out.examples] == [1]
     assert held_out.num_classes == 2
     assert np.asarray(images.decode_rgb(held_out.examples[0]["image"]))[0, 0, 0] == 7
+
+
+def test_folders_beside_the_splits_are_no_classes(folder: Path):
+    save(folder / "__MACOSX/train/x.png", 1)
+    save(folder / "raw/cat/x.png", 1)
+    assert sources.open_source(f"folder:{folder}", "train").num_classes == 2
+    chosen = sources.open_source(f"folder:{folder}", "raw").examples
+    assert (chosen.classes, chosen.absent) == (["ant", "cat", "dog"], ["ant", "dog"])
+
+
+def test_splits_of_a_training_have_to_number_their_classes_alike(
+    folder: Path, caplog: pytest.LogCaptureFixture
+):
+    save(folder / "raw/cat/x.png", 1)
+    train, held_out, raw = (
+        folders.FolderImages(str(folder), split) for split in ("train", "val", "raw")
+    )
+    folders.check_splits(train, held_out)
+    assert not caplog.records
+    folders.check_splits(held_out, train)
+    assert "1 of 2 classes have no training image: ant" in caplog.text
+    with pytest.raises(ValueError, match=r"differently: only one of them knows cat\. Beside"):
+        folders.check_splits(train, raw)
 
 
 def test_without_splits_the_folder_is_one(folder: Path):

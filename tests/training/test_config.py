@@ -156,3 +156,15 @@ def test_a_result_binds_without_checkpoints(config: ConfigDict, workdir: Path):
     config.duration = "4 epochs"
     with pytest.raises(ValueError, match="belongs to another experiment"):
         prepare(config, workdir)
+
+
+def test_folders_whose_splits_number_classes_differently_are_refused(
+    config: ConfigDict, workdir: Path, tmp_path: Path
+):
+    for name in ("train/ant", "raw/bee"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "x.png").touch()
+    config.data.name = f"folder:{tmp_path}"
+    config.data.train_split, config.data.eval_split = "train", "raw"
+    with pytest.raises(ValueError, match="number their classes differently"):
+        prepare(config, workdir)

@@ -12,9 +12,10 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from pit_jax import parallel
+from pit_jax.data.folders import PREFIX
 from pit_jax.data.images import check_protocol
 from pit_jax.data.pipeline import Reading, eval_batches
-from pit_jax.data.sources import open_source
+from pit_jax.data.sources import Source, open_source
 from pit_jax.models import lowerings, zoo
 from pit_jax.models import params as parameters
 from pit_jax.training.config import TrainConfig
@@ -95,6 +96,28 @@ def protocol_of(config: TrainConfig) -> dict[str, Any]:
     )
 
 
+def _check_classes(
+    file: files.WeightFile, classes: int, protocol: Protocol, source: Source
+) -> None:
+    """Refuses data whose labels cannot be those that a model of so many classes has learnt.
+
+    TFDS has sets with the labels of ImageNet and fewer pictures. A folder's labels number its own
+    classes: fewer of them are numbered alike only where the model was trained on that folder.
+    """
+    found = f"{file.source} tells {classes} classes apart, {source.name} has {source.num_classes}"
+    if classes < source.num_classes:
+        raise ValueError(f"{found}: choose data with the classes that the model was trained on")
+    trained_on = ((file.card or {}).get("evaluation") or {}).get("data")
+    own = protocol.data.startswith(PREFIX) and protocol.data != trained_on
+    if own and classes != source.num_classes:
+        raise ValueError(
+            f"{found}: the labels of a folder number its own classes in sorted order, which are "
+            "not those of the model. Evaluate a model that was trained on these classes; or, where "
+            "they are some of the model's, give all of those a directory in FOLDER/train, empty "
+            "ones will do"
+        )
+
+
 def evaluate_weights(
     weights: str | os.PathLike[str],
     *,
@@ -122,11 +145,7 @@ def evaluate_weights(
     name, config = identify(file, model, image_size=image_size)
     check_protocol(protocol.crop)
     source = open_source(protocol.data, protocol.split, protocol.data_dir)
-    if config.num_classes < source.num_classes:
-        raise ValueError(
-            f"{weights} tells {config.num_classes} classes apart, {source.name} has "
-            f"{source.num_classes}"
-        )
+    _check_classes(file, config.num_classes, protocol, source)
     graphdef, _ = zoo.abstract(config, dtype=jnp.dtype(protocol.dtype))
     mesh = parallel.make_mesh()
     params = jax.device_put(load.fit(file, config), parallel.replicated(mesh))

@@ -1,15 +1,12 @@
 """`train.py` and `pit-train`: flags in, a trained model and one line out."""
 
 import logging
-import re
 from collections.abc import Sequence
 
 from absl import app, flags
 from ml_collections import config_flags
-from ml_collections.config_dict import ConfigDict
 
-from pit_jax.cli import console
-from pit_jax.errors import suggestion
+from pit_jax.cli import console, overrides
 
 logger = logging.getLogger(__name__)
 
@@ -39,33 +36,14 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
         # A file that cannot be loaded says so only when something is asked of it.
         flags.FLAGS.config.keys()
         return rest
-    except AttributeError as error:
-        console.fail(_unknown_key(arguments) or error)
-    except (flags.Error, KeyError, OSError, TypeError, ValueError) as error:
+    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        explained = overrides.missing_file(arguments) or overrides.unknown_option(arguments)
+        if explained:
+            console.fail(explained)
+        message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
         # A config file that raises arrives as a traceback; its last line is the message.
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        console.fail(lines[-1] if "Traceback" in str(error) else " ".join(lines))
-
-
-def _unknown_key(arguments: Sequence[str]) -> str | None:
-    """The first --config.x.y that is no option, with the closest one that is."""
-    from pit_jax.training.config import default_config
-
-    known = _paths(default_config())
-    for argument in arguments:
-        match = re.match(r"--?(?:no)?config\.([\w.]+)", argument)
-        if match and match[1] not in known:
-            return f"config.{match[1]} is not an option{suggestion(match[1], known)}"
-    return None
-
-
-def _paths(config: ConfigDict, prefix: str = "") -> list[str]:
-    paths = []
-    for key in config:
-        value = config[key]
-        paths += _paths(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else []
-        paths.append(f"{prefix}{key}")
-    return paths
+        lines = [line for line in message.splitlines() if line.strip()]
+        console.fail(lines[-1] if "Traceback" in message else " ".join(lines))
 
 
 @console.of_several()
@@ -95,9 +73,9 @@ def _main(arguments: Sequence[str]) -> None:
         options.workdir,
         allow_config_changes=options.allow_config_changes,
     )
-    overrides = config_flags.get_override_values(options["config"])
-    if overrides:
-        changed = ", ".join(f"{key}={value!r}" for key, value in sorted(overrides.items()))
+    values = config_flags.get_override_values(options["config"])
+    if values:
+        changed = ", ".join(f"{key}={value!r}" for key, value in sorted(values.items()))
         logger.info("changed on the command line: %s", changed)
     try:
         print(loop.run(prepared), flush=True)

@@ -61,9 +61,10 @@ def test_train_again_and_evaluate(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.batchsize=8"], "config.batchsize is not an option; did you mean 'batch_size'?"),
+        (["--config.batchsize=8"], "config.batchsize is not an option; did you mean 'batch_size'"),
+        (["--config.train.x=1"], "config.train.x is not an option; config has accumulate"),
         (["--config.seed=many"], "flag --config.seed=many: invalid literal for int()"),
-        (["--config=configs/digit.py"], "No such file or directory: 'configs/digit.py'"),
+        (["--config=configs/digit.py"], "there is no config file configs/digit.py; did you"),
         (["--config=configs/digits.py:smok"], "has the variant 'smoke', not 'smok'"),
         (["--config.model.name=pit_x"], "unknown model 'pit_x'; did you mean 'pit_xs'?"),
         (["--workdir=/dev/null/run"], "cannot write to --workdir=/dev/null/run"),

@@ -1,6 +1,7 @@
 """`train.py` and `pit-train`: flags in, a trained model and one line out."""
 
 import logging
+import sys
 from collections.abc import Sequence
 
 from absl import app, flags
@@ -24,6 +25,9 @@ def run() -> None:
     flags.DEFINE_integer("timeout", 1800, "Seconds to wait for the other processes.")
     flags.DEFINE_integer("heartbeat", 100, "Seconds after which a silent process counts as dead.")
     flags.mark_flags_as_required(["config", "workdir"])
+    # --help lists the flags of the program, which this module is not.
+    for flag in flags.FLAGS.get_flags_for_module(__name__):
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(_main, flags_parser=parse_flags)
 
 

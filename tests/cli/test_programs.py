@@ -93,6 +93,12 @@ def test_a_batch_the_devices_cannot_share(tmp_path: Path, monkeypatch: pytest.Mo
     )
 
 
+def test_help_lists_the_flags_of_the_program():
+    helped = program("train.py", "--help")
+    for flag in ("--config:", "--workdir:", "--[no]allow_config_changes:", "--coordinator:"):
+        assert flag in helped.stdout
+
+
 def test_evaluate_names_what_it_cannot_read(tmp_path: Path):
     ended = program("evaluate.py", f"--weights={tmp_path}/none.safetensors")
     assert ended.returncode == 2

@@ -8,6 +8,7 @@ encoded image and its label; decoding belongs to the pipeline's threads. Folders
 import contextlib
 import io
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -125,8 +126,13 @@ def registered_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuil
     """TFDS's builder of a set, prepared or not.
 
     Raises:
-      ValueError: a set that TFDS does not know; the message has the closest name.
+      ValueError: a set that TFDS does not know; the message has the closest name. Or a path.
     """
+    path = re.search("(?:^|:)([./~].*)", name)
+    if path:
+        raise ValueError(
+            f"{name!r} is no data set; for a folder of images write {folders.PREFIX}{path[1]}"
+        )
     try:
         return tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:

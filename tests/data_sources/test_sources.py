@@ -94,6 +94,9 @@ def test_slices_and_synthetic_images():
             r"no split 'tset'; did you mean 'test'\?: looked in .*, found train, test; choose one",
         ),
         ("imagnet2012", "train", r"unknown data set 'imagnet2012'; did you mean 'imagenet2012'\?"),
+        ("/pictures", "train", r"'/pictures' is no data .* of images write folder:/pictures$"),
+        ("folders:/x", "train", r"'folders:/x' is no data .* of images write folder:/x$"),
+        ("~/x", "train", r"for a folder of images write folder:~/x$"),
         (
             "cifar10",
             "train",

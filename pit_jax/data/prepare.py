@@ -51,7 +51,7 @@ def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = Non
     try:
         root.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(root / f".{re.sub('[/:]', '-', name)}.lock"):
-            _make_ready(name, builder, root, manual_dir)
+            _make_ready(name, builder, root, manual_dir, data_dir)
     except OSError as error:
         raise ValueError(
             f"cannot prepare {name} in {root}: {error}; make room there, or choose another "
@@ -61,11 +61,15 @@ def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = Non
 
 
 def _make_ready(
-    name: str, builder: tfds.core.DatasetBuilder, root: Path, manual_dir: str | None
+    name: str,
+    builder: tfds.core.DatasetBuilder,
+    root: Path,
+    manual_dir: str | None,
+    data_dir: str | None,
 ) -> None:
     if not builder.is_prepared():
         folder = Path(manual_dir).expanduser() if manual_dir else root / "downloads" / "manual"
-        _check_manual_files(name, folder)
+        _check_manual_files(name, folder, data_dir)
         # TFDS tells its progress partly on standard output, which belongs to results.
         with contextlib.redirect_stdout(sys.stderr):
             _prepare(name, builder, root, tfds.download.DownloadConfig(manual_dir=str(folder)))
@@ -138,16 +142,19 @@ def _link(file: Path, target: Path) -> None:
         shutil.copyfile(file, target)
 
 
-def _check_manual_files(name: str, folder: Path) -> None:
+def _check_manual_files(name: str, folder: Path, data_dir: str | None) -> None:
     wanted = MANUAL_FILES.get(re.split("[/:]", name)[0], ())
     missing = [file for file in wanted if not (folder / file).is_file()]
     if not missing:
         return
     names = sorted(path.name for path in folder.glob("[!.]*"))[:5]
     found = ", ".join(names) or ("nothing" if folder.is_dir() else "no such folder")
+    again = f"python -m pit_jax.data.prepare {name} --manual_dir=FOLDER" + (
+        f" --data_dir={data_dir}" if data_dir else ""
+    )
     raise ValueError(
         f"looked in {folder} for {', '.join(wanted)}, found {found}; get {', '.join(missing)} from "
-        f"the set's own site, then run: python -m pit_jax.data.prepare {name} --manual_dir=FOLDER"
+        f"the set's own site, then run: {again}"
     )
 
 

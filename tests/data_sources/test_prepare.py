@@ -1,6 +1,7 @@
 """Preparing and converting data sets."""
 
 import io
+import re
 import shutil
 import tarfile
 from pathlib import Path
@@ -172,6 +173,9 @@ def test_missing_archives_are_named(tmp_path: Path):
     (tmp_path / "ILSVRC2012_img_val.tar").touch()
     with pytest.raises(ValueError, match=r"found ILSVRC2012_img_val\.tar; get ILSVRC2012_img_tra"):
         prepare.prepare("imagenet2012", str(tmp_path), str(tmp_path))
+    again = f"prepare imagenet2012 --manual_dir=FOLDER --data_dir={tmp_path}"
+    with pytest.raises(ValueError, match=f"{re.escape(again)}$"):
+        prepare.prepare("imagenet2012", str(tmp_path))
 
 
 def test_the_program(capsys: pytest.CaptureFixture[str], tmp_path: Path):

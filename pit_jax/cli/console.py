@@ -66,6 +66,20 @@ def or_fail(function: Callable[..., Result], *arguments: object, **options: obje
         fail(error)
 
 
+def image_size(text: str) -> tuple[int, int]:
+    """Height and width that "SIZE" or "HEIGHT,WIDTH" says.
+
+    Raises:
+      ValueError: it says neither.
+    """
+    try:
+        sizes = [int(part) for part in text.split(",")]
+        height, width = sizes * 2 if len(sizes) == 1 else sizes
+    except ValueError:
+        raise ValueError(f"expected SIZE or HEIGHT,WIDTH, found {text!r}") from None
+    return height, width
+
+
 @contextlib.contextmanager
 def of_several() -> Iterator[None]:
     """Ends a process of several at once when it fails, for the others to notice that it is gone.

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from pit_jax.cli import console
 from pit_jax.weights import files
 from pit_jax.weights.cards import make_card
 from pit_jax.weights.load import HEAD_CHOICES, fit, to_torch
@@ -70,11 +71,9 @@ def _parser() -> _Parser:
 
 def _image_size(text: str) -> tuple[int, int]:
     try:
-        sizes = [int(part) for part in text.split(",")]
-        height, width = sizes * 2 if len(sizes) == 1 else sizes
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected SIZE or HEIGHT,WIDTH, found {text!r}") from None
-    return height, width
+        return console.image_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def convert(args: argparse.Namespace, command: str) -> int:

@@ -43,8 +43,16 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
         model=options.model,
         protocol=protocol,
         batch_size=options.batch_size,
-        image_size=tuple(options.image_size) if options.image_size else None,
+        image_size=_image_size(options.image_size),
     )
+
+
+def _image_size(given: Sequence[str] | None) -> tuple[int, int] | None:
+    """Height and width; two arguments are read like one with a comma."""
+    try:
+        return console.image_size(",".join(given)) if given else None
+    except ValueError as error:
+        raise ValueError(f"--image_size: {error}") from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,12 +62,12 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--weights", required=True, help="a run directory, a weights file or hf:owner/name")
     add("--model", help="a name of pit_jax.list_models(); told from the weights where it can be")
-    add("--data", help="a TFDS set, or digits; default: what the weights were trained on")
+    add("--data", help="a TFDS set, folder:/path or digits; default: what training evaluated on")
     add("--split", help="default: the split that training evaluated, or validation")
     add("--data_dir", help="where TFDS keeps the set")
     add("--crop", help="deit (shorter side 256, centre 224), timm (248) or resize")
     add("--dtype", choices=("float32", "bfloat16"), help="default: as in training, or float32")
     add("--batch_size", type=int, default=256, help="images per step over all devices")
-    add("--image_size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"))
+    add("--image_size", nargs="+", help="SIZE or HEIGHT,WIDTH (default: the model's own)")
     add("--json", action="store_true", help="print the metrics as JSON as well")
     return parser

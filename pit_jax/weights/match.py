@@ -155,6 +155,7 @@ def identify(
         row = zoo.model_config(name)
         config = dataclasses.replace(row, num_classes=compare(file, row).classes)
         if image_size is None:
+            _check_card(file, name, config)
             _check_grid(file, config)
     if image_size is not None:
         config = dataclasses.replace(config, image_size=image_size)
@@ -167,10 +168,20 @@ def _only_fitting(file: WeightFile) -> str:
     fitting = fitting_models(file)
     if len(fitting) != 1:
         raise ValueError(
-            f"name the model of {file.source} with --model=, for it fits "
+            f"name the model of {file.source}, with --model=NAME or in Python with "
+            f"create_model(NAME, weights=...), for it fits "
             f"{' and '.join(fitting) or 'none of those known'}"
         )
     return fitting[0]
+
+
+def _check_card(file: WeightFile, name: str, config: zoo.ModelConfig) -> None:
+    """Refuses a model that does not fit where the card names another one: no image size helps."""
+    if file.card is not None and compare(file, config).problems:
+        raise ValueError(
+            f"{file.source} does not fit {name}: its card says that it holds a "
+            f"{file.card['model']}. Leave out --model, or in Python use load_model(...)"
+        )
 
 
 def _check_grid(file: WeightFile, config: zoo.ModelConfig) -> None:
@@ -187,6 +198,6 @@ def _check_grid(file: WeightFile, config: zoo.ModelConfig) -> None:
     height, width = (f"{size} to {size + stride - 1}" for size in smallest)
     raise ValueError(
         f"the positions of {file.source} are {grid[0]} x {grid[1]}, for images {height} pixels "
-        f"high and {width} wide: say which with --image_size=HEIGHT,WIDTH (any other size resizes "
-        "them)"
+        f"high and {width} wide: say which with --image_size=HEIGHT,WIDTH, or in Python with "
+        "create_model(NAME, image_size=(HEIGHT, WIDTH), weights=...) (any other size resizes them)"
     )

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from pit_jax.cli import evaluate as cli
+from pit_jax.training import evaluation
+
 ROOT = Path(__file__).parents[2]
 DIGITS = "--config=configs/digits.py:smoke"
 SMALL = (
@@ -91,6 +94,23 @@ def test_a_batch_the_devices_cannot_share(tmp_path: Path, monkeypatch: pytest.Mo
         "error: config.batch_size=64 cannot be split over 3 devices; "
         "use a multiple, e.g. 63 or 66\n"
     )
+
+
+def test_an_image_size_is_written_as_for_pit_convert(monkeypatch: pytest.MonkeyPatch):
+    asked = []
+    monkeypatch.setattr(evaluation, "recorded_protocol", lambda _: evaluation.Protocol())
+    monkeypatch.setattr(
+        evaluation, "evaluate_weights", lambda _, **options: asked.append(options["image_size"])
+    )
+
+    def evaluate(*size: str) -> None:
+        cli._evaluate(cli._parser().parse_args(["--weights=x", *size]))
+
+    for size in (["--image_size=9,6"], ["--image_size", "9", "6"], ["--image_size=9"], []):
+        evaluate(*size)
+    assert asked == [(9, 6), (9, 6), (9, 9), None]
+    with pytest.raises(ValueError, match="image_size: expected SIZE or HEIGHT,WIDTH, found 'big'"):
+        evaluate("--image_size=big")
 
 
 def test_help_lists_the_flags_of_the_program():

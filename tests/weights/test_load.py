@@ -177,11 +177,19 @@ def test_models_are_identified(tiny: PiTConfig, memory_file: MemoryFile) -> None
     assert identify(memory_file(large), image_size=(384, 224)) == ("pit_ti", large)
     with pytest.raises(ValueError, match="it fits none of those known"):
         identify(memory_file(tiny))
+    for form in ("--image_size=HEIGHT,WIDTH", "create_model(NAME, image_size=(HEIGHT, WIDTH), we"):
+        with pytest.raises(ValueError, match=re.escape(form)):
+            identify(memory_file(large), "pit_ti")
+    for form in ("--model=NAME", "create_model(NAME, weights=...)"):
+        with pytest.raises(ValueError, match=re.escape(form)):
+            identify(memory_file(tiny))
     with pytest.raises(ValueError, match="did you mean 'pit_ti'"):
         identify(memory_file(tiny), "pit_tii")
     carded = dataclasses.replace(memory_file(tiny), card=make_card("pit_ti", tiny, source=""))
     assert identify(carded) == identify(carded, "pit_ti") == ("pit_ti", tiny)
     assert identify(carded, image_size=(48, 40))[1].image_size == (48, 40)
+    with pytest.raises(ValueError, match=r"does not fit pit_s: its card says .* a pit_ti\. L"):
+        identify(carded, "pit_s")
 
 
 @pytest.mark.parametrize("size", [(40, 40), (96, 48), (24, 40), (72, 112)])

@@ -88,7 +88,10 @@ def _load(option: str, weights: str, model_config: Any, **choices: Any) -> param
     try:
         return load_weights(weights, model_config, **choices)
     except ValueError as error:
-        raise TrainingError(f"{option}={weights!r}: {error}") from error
+        message = str(error)
+        if "head" in choices:
+            message = message.replace('head="new"', 'head="new" (--config.init_head=new)')
+        raise TrainingError(f"{option}={weights!r}: {message}") from error
 
 
 def teacher_params(setup: Setup) -> parameters.Params:

@@ -16,6 +16,7 @@ from pit_jax.models import zoo
 from pit_jax.training import build
 from pit_jax.training.checkpoints import Checkpoints
 from pit_jax.training.setup import Setup, prepare
+from pit_jax.training.window import TrainingError
 from pit_jax.weights import files
 from pit_jax.weights.cards import make_card
 from pit_jax.weights.files import write_weights
@@ -54,6 +55,12 @@ def test_positions_are_resized_the_head_replaced_and_both_announced(
     assert "starting from the weights" in caplog.text
     assert "map of positions resized from 8 x 8 to 4 x 4" in caplog.text
     assert "its head for 3 classes is left out, fresh head for 10" in caplog.text
+
+
+def test_a_head_of_other_classes_names_the_option(larger: Path, config: ConfigDict, workdir: Path):
+    config.init_from = str(larger)
+    with pytest.raises(TrainingError, match=r"head is for 3 .* \(--config\.init_head=new\) takes"):
+        build.initial_values(prepare(config, workdir))
 
 
 def test_a_torch_file_is_what_training_starts_from(

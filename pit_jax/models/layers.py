@@ -95,6 +95,8 @@ def check_images(images: jax.Array, expected: tuple[int, int, int]) -> None:
     if images.ndim != 4 or images.shape[1:] != expected:
         channels_first = images.ndim == 4 and images.shape[1] == expected[2]
         hint = ", which looks channels-first: transpose to channels-last" if channels_first else ""
+        if images.shape == expected:
+            hint = ": add a batch axis, images[None]"
         raise ValueError(
             f"expected images of shape (batch, {', '.join(map(str, expected))}), found "
             f"{images.shape}{hint}; another size needs a model with image_size=(height, width)"

@@ -138,7 +138,14 @@ def model_config(
 def _as_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
     if isinstance(image_size, int):
         return (image_size, image_size)
-    height, width = image_size
+    try:
+        height, width = image_size
+        if isinstance(image_size, str) or (int(height), int(width)) != (height, width):
+            raise ValueError
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"image_size must be a number of pixels or (height, width), found {image_size!r}"
+        ) from None
     return (int(height), int(width))
 
 

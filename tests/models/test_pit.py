@@ -194,7 +194,7 @@ def test_initial_values_are_torchs_defaults():
         ),
         ((1, 24, 24, 1), "float32", r"expected images of shape \(batch, 24, 24, 3\)"),
         ((1, 3, 24, 24), "float32", "channels-first"),
-        ((24, 24, 3), "float32", "expected images of shape"),
+        ((24, 24, 3), "float32", r"found \(24, 24, 3\): add a batch axis, images\[None\];"),
         ((1, 24, 24, 3), "uint8", "found uint8"),
     ],
 )

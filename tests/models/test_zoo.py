@@ -64,6 +64,12 @@ def test_fields_can_be_replaced_and_rows_stay_as_they_are():
     assert zoo.model_config("vit_s", image_size=(64, 96)).image_size == (64, 96)
 
 
+@pytest.mark.parametrize("size", ["224", "22", (224,), (1, 2, 3), ("a", "b"), (7.5, 8), 7.5])
+def test_an_image_size_that_is_none_is_named(size):
+    with pytest.raises(ValueError, match="image_size must be a number of pixels or"):
+        zoo.model_config("pit_ti", image_size=size)
+
+
 def test_unknown_names_and_options_are_corrected():
     with pytest.raises(ValueError, match=r"unknown model 'pit_m'; did you mean 'pit_\w+'\?;"):
         zoo.model_config("pit_m")

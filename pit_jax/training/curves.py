@@ -26,7 +26,8 @@ def draw_curves(metrics: Path, picture: Path) -> None:
                 axes.plot(*zip(*points, strict=True), label=name, marker=marker, markersize=3)
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)
-        axes.legend()
+        if axes.lines:  # an evaluation may come before the first line of training
+            axes.legend()
     partial = picture.with_name(f".{picture.name}")
     FigureCanvasAgg(figure).print_png(str(partial))
     partial.replace(picture)

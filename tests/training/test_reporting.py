@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import pytest
 from PIL import Image
 
+from pit_jax.training.curves import draw_curves
 from pit_jax.training.profile import Profile
 from pit_jax.training.reporting import CURVES_FILE, METRICS_FILE, Reporter
 
@@ -129,6 +131,14 @@ def test_curves_are_drawn_at_the_end_of_every_evaluation(tmp_path: Path):
     report.evaluation(4, TEST, 0.1)
     report.close()
     assert (tmp_path / CURVES_FILE).read_bytes() != first
+
+
+def test_curves_of_an_evaluation_alone_are_drawn_without_a_warning(tmp_path: Path):
+    (tmp_path / METRICS_FILE).write_text('{"step": 2, "test/loss": 1.5, "test/top1": 0.6}\n')
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw_curves(tmp_path / METRICS_FILE, tmp_path / CURVES_FILE)
+    assert (tmp_path / CURVES_FILE).is_file()
 
 
 def test_a_profile_of_the_steps_asked_for(tmp_path: Path):

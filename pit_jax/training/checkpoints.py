@@ -290,13 +290,6 @@ class Checkpoints:
         )
 
 
-def holds_work(workdir: Path) -> bool:
-    """Whether a run directory has a complete checkpoint, readable or not, or a result."""
-    names = (path.name for path in (workdir / CHECKPOINT_FOLDER).glob("*"))
-    saved = any(name.isdecimal() or name.startswith("damaged-") for name in names)
-    return saved or (workdir / RESULT_FILE).is_file()
-
-
 def _items(state: TrainState) -> dict[str, Any]:
     """What is stored under which name; what a run does not have is not stored."""
     items = {

@@ -1,11 +1,9 @@
 """Everything that can be wrong with an experiment is found here, before anything compiles."""
 
 import dataclasses
-import importlib.metadata
 import json
 import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +23,16 @@ from pit_jax.models import zoo
 from pit_jax.optim.masks import layer_decay_scales
 from pit_jax.optim.optimizers import make_optimizer
 from pit_jax.optim.schedules import Curve, make_schedule, scaled_learning_rate
-from pit_jax.training.checkpoints import CONFIG_FILE, holds_work
+from pit_jax.training.checkpoints import CONFIG_FILE
 from pit_jax.training.config import TrainConfig, parse
 from pit_jax.training.durations import to_steps
 from pit_jax.training.placement import placement
 from pit_jax.training.step import Learner
-from pit_jax.version import __version__
+from pit_jax.training.workdir import changes, holds_work, versions, writable
 from pit_jax.weights.files import replace_file
 
 # As `distillation.teacher_weights`: the teacher's initial parameters, to try a machine with.
 UNTRAINED = "untrained"
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,7 +105,7 @@ def prepare(
       ValueError: one line that names the option, what was found and what to do.
     """
     parsed = parse(config)
-    directory = _writable(workdir)
+    directory = writable(workdir)
     _check_batches(parsed, jax.device_count())
     placement(parsed)  # refuses what cannot be combined
     mesh = parallel.make_mesh(parsed.fsdp)
@@ -361,23 +358,6 @@ def _is_within(path: str, parts: tuple[str, ...]) -> bool:
     return any(path == part or path.startswith(f"{part}/") for part in parts)
 
 
-def _writable(workdir: str | os.PathLike[str]) -> Path:
-    if "://" in str(workdir):
-        raise ValueError(
-            f"--workdir={workdir} is an address; give a folder, mounted where it is remote"
-        )
-    directory = Path(workdir).expanduser()
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            return directory.absolute()
-    except OSError as error:
-        raise ValueError(
-            f"cannot write to --workdir={directory}: {error.strerror or error}; choose a folder "
-            "that can be written"
-        ) from error
-
-
 def record_of(setup: Setup) -> dict[str, Any]:
     """The experiment as JSON: its configuration, the model that follows from it, versions."""
     return {
@@ -420,26 +400,9 @@ def _compare(setup: Setup, allow_changes: bool) -> None:
     if allow_changes:
         return  # what the directory holds has to fit first
     before = json.loads(path.read_text())["config"]
-    changes = _changes(before, json.loads(json.dumps(record_of(setup)))["config"])
-    if changes:
+    differing = changes(before, json.loads(json.dumps(record_of(setup)))["config"])
+    if differing:
         raise ValueError(
-            f"{setup.workdir} belongs to another experiment: {'; '.join(changes)}. Use another "
+            f"{setup.workdir} belongs to another experiment: {'; '.join(differing)}. Use another "
             "--workdir, or --allow_config_changes to continue it with these"
         )
-
-
-def _changes(before: dict[str, Any], now: dict[str, Any], path: str = "config") -> list[str]:
-    changes: list[str] = []
-    for key in sorted(before.keys() | now.keys()):
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            changes += _changes(old, new, f"{path}.{key}")
-        elif old != new:
-            changes.append(f"{path}.{key} was {old!r}, now {new!r}")
-    return changes
-
-
-def versions() -> dict[str, str]:
-    """Installed versions of what decides the numbers."""
-    installed = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"pit_jax": __version__, **installed}

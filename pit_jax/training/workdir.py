@@ -1,0 +1,59 @@
+"""A run directory before the run: whether it can be written, and whose it is."""
+
+import importlib.metadata
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pit_jax.training.checkpoints import CHECKPOINT_FOLDER, RESULT_FILE
+from pit_jax.version import __version__
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def writable(workdir: str | os.PathLike[str]) -> Path:
+    """The run directory, made where it does not exist, as an absolute path.
+
+    Raises:
+      ValueError: it cannot be written.
+    """
+    if "://" in str(workdir):
+        raise ValueError(
+            f"--workdir={workdir} is an address; give a folder, mounted where it is remote"
+        )
+    directory = Path(workdir).expanduser()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            return directory.absolute()
+    except OSError as error:
+        raise ValueError(
+            f"cannot write to --workdir={directory}: {error.strerror or error}; choose a folder "
+            "that can be written"
+        ) from error
+
+
+def holds_work(workdir: Path) -> bool:
+    """Whether a run directory has a complete checkpoint, readable or not, or a result."""
+    names = (path.name for path in (workdir / CHECKPOINT_FOLDER).glob("*"))
+    saved = any(name.isdecimal() or name.startswith("damaged-") for name in names)
+    return saved or (workdir / RESULT_FILE).is_file()
+
+
+def changes(before: dict[str, Any], now: dict[str, Any], path: str = "config") -> list[str]:
+    """Which options differ between two configurations, with both values."""
+    found: list[str] = []
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += changes(old, new, f"{path}.{key}")
+        elif old != new:
+            found.append(f"{path}.{key} was {old!r}, now {new!r}")
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what decides the numbers."""
+    installed = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"pit_jax": __version__, **installed}

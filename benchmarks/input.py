@@ -11,8 +11,8 @@ The files are cut out of scikit-learn's and scikit-image's photographs at ImageN
 500x375 and about 110 KB, and lie in memory. Everything runs in one go, all variants in turn
 `repeats` times; figures are medians, those of "against" medians of the ratio to the baseline of the
 same turn, which a busy machine disturbs least. "per core" counts the seconds of all cores that the
-process used; "wall" is what comes out meanwhile. Needs timm and scikit-image (pip install
-pit-jax[test]), neither TensorFlow nor TFDS.
+process used; "wall" is what comes out meanwhile. Needs timm and scikit-image (pip install -e
+'.[test]'), neither TensorFlow nor TFDS.
 """
 
 import argparse

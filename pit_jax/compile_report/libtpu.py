@@ -47,7 +47,7 @@ def check_installed() -> None:
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(
             "compiling for a TPU needs its compiler, libtpu, though no TPU: pip install "
-            "'pit-jax[tpu]' (or libtpu alone), or give --topology=local"
+            "libtpu, or give --topology=local"
         )
 
 

@@ -200,7 +200,7 @@ def import_torch(purpose: str) -> Any:
         import torch
     except ImportError as error:
         raise ValueError(
-            f"{purpose} needs PyTorch: pip install 'pit-jax[torch]', or use .safetensors files"
+            f"{purpose} needs PyTorch: pip install torch, or use .safetensors files"
         ) from error
     return torch
 

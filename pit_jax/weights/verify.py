@@ -122,7 +122,7 @@ def import_timm() -> Any:
             _definitions.append(library)
             import timm
     except ImportError as error:
-        raise ValueError("verifying needs timm: pip install 'pit-jax[torch]'") from error
+        raise ValueError("verifying needs timm: pip install torch torchvision timm") from error
     return timm
 
 

@@ -16,9 +16,9 @@ one chip's work; exchanges between chips are shown beside it, and judged by `--s
 second and chip on 256 chips relative to 8, and relative to no exchanges. All models train alike, so
 that the network is the only difference.
 
-Estimates only, of which docs/performance.md says how far to trust them. With its
-schedules written a training step compiles in five minutes on two cores in plain JAX and in two or
-three as it is, an inference step in two and one.
+Estimates only, of which docs/performance.md says how far to trust them. With its schedules written
+a training step compiles in three to five minutes on two cores in plain JAX and in two to four as it
+is, an inference step in two and one.
 """
 
 import argparse

@@ -106,7 +106,7 @@ def compile_program(experiment: Experiment, program: str) -> Compiled:
     try:
         executable = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_too_large(str(error)):
             raise
         too_large = str(error)
     return Compiled(
@@ -148,6 +148,13 @@ def _sharded(values: Any, experiment: Experiment) -> Any:
 
 def _place(leaf: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def is_too_large(complaint: str) -> bool:
+    """Whether the compiler complains of a program that does not fit in a device's memory, and not,
+    for example, of a kernel that does not fit in VMEM.
+    """
+    return "RESOURCE_EXHAUSTED" in complaint and "memory space vmem" not in complaint
 
 
 def needed_bytes(complaint: str) -> int | None:

@@ -14,16 +14,16 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pit_jax.models import attention_tpu
-from pit_jax.models.attention import self_attention
 from pit_jax.models.attention_tpu import LANES, Ref
-from pit_jax.models.gelu import COEFFICIENTS, gelu
-from pit_jax.models.linear import linear_map
+from pit_jax.models.gelu import COEFFICIENTS
 
 # Shape and dtype.
 Array = tuple[tuple[int, ...], Any]
 
 # Rows of a register in bfloat16: what sizes have to be multiples of.
 ROWS = 16
+# Of the hidden layer of a program, likewise: larger ones are worked on slice by slice.
+_SLICE_SIZE = 1280 * 1024
 # Of the maps of one image, which bounds the time that a program takes to compile.
 _PROGRAM_REGISTERS = 4096
 
@@ -57,10 +57,6 @@ class Gelu:
 
     name = "mlp"
 
-    def apart(self, tokens: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-        """The first linear layer and this of (B, N, C), to (B, N, K), without these kernels."""
-        return gelu(linear_map(tokens, kernel, bias))
-
     def taken(self, work: Work) -> int:
         """K for M."""
         return work.width
@@ -68,6 +64,12 @@ class Gelu:
     def supports(self, work: Work) -> bool:
         """Whether it can do that."""
         return True
+
+    def slices(self, work: Work) -> int:
+        """Into how many equal ones M and K are split, for a loop over them."""
+        least = pl.cdiv(work.width * work.lanes, _SLICE_SIZE)
+        counts = range(least, work.width // LANES + 1)
+        return next((n for n in counts if work.width % (n * LANES) == 0), 1) if least > 1 else 1
 
     def saved(self, work: Work) -> list[Array]:
         """What the backward pass reads."""
@@ -83,10 +85,12 @@ class Gelu:
 
     def values(self, work: Work) -> list[Array]:
         """What the compiler keeps in VMEM besides, an estimate from above."""
-        return [((work.width, work.lanes), jnp.float32)] * 3
+        return [((work.width // self.slices(work), work.lanes), jnp.float32)] * 3
 
     def forward(self, given: jax.Array, work: Work, saved: Sequence[Ref]) -> jax.Array:
-        """From (M, lanes), float32, to (K, lanes); what it saves, it saves as rounded."""
+        """From a slice of (M, lanes), float32, to that of (K, lanes); what it saves, it saves as
+        rounded.
+        """
         half = 0.5 * given
         for half_ref in saved:
             half_ref[0] = half.astype(work.dtype)
@@ -96,7 +100,9 @@ class Gelu:
     def backward(
         self, gradient: jax.Array, work: Work, saved: Sequence[Ref], scratch: Sequence[Ref]
     ) -> tuple[jax.Array, jax.Array]:
-        """From the gradient (K, lanes) of that result the result, and the gradient (M, lanes)."""
+        """From the gradient of that result, of a slice of (K, lanes), the result, and the gradient
+        of that slice of (M, lanes).
+        """
         (half_ref,) = saved
         half = half_ref[0].astype(jnp.float32)
         tanh, square = _tanh(half)
@@ -131,15 +137,16 @@ class Attention:
 
     name = "attention"
 
-    def apart(self, tokens: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-        return self_attention(self.heads, tokens, kernel, bias).reshape(tokens.shape)
-
     def taken(self, work: Work) -> int:
         return work.width // 3
 
     def supports(self, work: Work) -> bool:
         registers = self.heads * pl.cdiv(work.tokens, 8) * pl.cdiv(work.tokens, LANES)
         return work.width % (3 * self.heads * ROWS) == 0 and registers <= _PROGRAM_REGISTERS
+
+    def slices(self, work: Work) -> int:
+        """All heads of an image are worked on together."""
+        return 1
 
     def saved(self, work: Work) -> list[Array]:
         """Queries, keys and values; outputs; logarithms of the softmax's denominators."""
@@ -165,7 +172,12 @@ class Attention:
         ]
 
     def values(self, work: Work) -> list[Array]:
-        return [((work.tokens, self._plan(work).queries), jnp.float32)] * 4
+        """Maps, what the second linear layer takes, both of its gradients, and the first one's."""
+        maps: Array = ((work.tokens, self._plan(work).queries), jnp.float32)
+        joint: Array = ((work.width, work.lanes), work.dtype)
+        mixed: Array = ((self.taken(work), work.lanes), work.dtype)
+        product: Array = ((work.channels + ROWS, work.width), jnp.float32)
+        return [*[maps] * 3, joint, mixed, product]
 
     def forward(self, given: jax.Array, work: Work, saved: Sequence[Ref]) -> jax.Array:
         joint, mixed, log_sum = saved

@@ -23,21 +23,23 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pit_jax.models.attention_tpu import LANES, VMEM_BYTES, Ref, dot
 from pit_jax.models.branch_middle import ROWS, Array, Gelu, Middle, Work
-from pit_jax.models.layer_norm import EPSILON, normalised
-from pit_jax.models.linear import linear_map
+from pit_jax.models.layer_norm import EPSILON
 from pit_jax.models.sharded_kernel import per_batch_shard, share
 
 # Of the lanes, for kernels to be faster (docs/performance.md).
 _MIN_FILLED = 0.6
 # Images side by side in lanes: how many, in how many lanes at most, and which share of the best
 # filling is as good as the best.
-_TOGETHER = (1, 2, 4)
+_TOGETHER = (1, 2, 4, 8, 16)
 _MAX_LANES = 1024
 _NEARLY = 0.95
-# Bytes of VMEM for a program.
-_SMALL_VMEM = VMEM_BYTES
-_VMEM = 3 * _SMALL_VMEM
-_SMALL_TPUS = ("TPU v2", "TPU v3", "TPU v4", "TPU v4 lite")
+# Bytes of VMEM for a program: all that the oldest TPUs have, half of what the cores of those below
+# have, three quarters of others'.
+_VMEM = 3 * VMEM_BYTES
+_OTHER_VMEM = {
+    **dict.fromkeys(("TPU v2", "TPU v3", "TPU v4", "TPU v4 lite"), VMEM_BYTES),
+    **dict.fromkeys(("TPU v5 lite", "TPU v5e", "TPU v6 lite", "TPU v6e"), 4 * VMEM_BYTES),
+}
 
 
 class Weights(NamedTuple):
@@ -62,7 +64,8 @@ class Weights(NamedTuple):
 def pays(middle: Middle, x: jax.Array | jax.ShapeDtypeStruct, width: int) -> bool:
     """Whether the kernels take such tokens, and are on TPUs faster than the parts."""
     work = _work(middle, x, width)
-    return x.dtype == jnp.bfloat16 and _filled(work.lanes) >= _MIN_FILLED and _fits(middle, work, x)
+    filled = _filled(work.lanes) >= _MIN_FILLED
+    return x.dtype == jnp.bfloat16 and filled and _block_fits(middle, work, x)
 
 
 def supports(middle: Middle, x: jax.Array | jax.ShapeDtypeStruct, width: int) -> bool:
@@ -96,9 +99,7 @@ def add_branch(
             f'to {width} for {middle.name}: use lowerings.override(branch="parts")'
         )
     work = _work(middle, x, width)
-    chip = _chip(x)
-    cores = 1 if chip is None else chip.num_cores or 1
-    setting = _Setting(middle, work, _vmem(x), cores, interpret)
+    setting = _Setting(middle, work, _vmem(x), _cores(x), interpret)
     keep = keep.reshape(-1, work.together)
     return _unpacked(_branch(setting, _packed(x, work), keep, weights), work)
 
@@ -118,18 +119,18 @@ def _work(middle: Middle, x: jax.Array | jax.ShapeDtypeStruct, width: int) -> Wo
     that a sequence leaves empty are computed, too.
     """
     batch, (_, tokens, channels) = share(x), x.shape
-
-    def work(count: int, width: int) -> Work:
-        return Work(tokens, count, channels, width, jnp.dtype(x.dtype))
-
-    possible = [n for n in _TOGETHER if batch % n == 0 and n * tokens <= _MAX_LANES]
-    own = [n for n in possible if _fits(middle, work(n, width), x)]
-    # The two branches of a block have as many, or it would copy tokens between them; the other one
-    # is mostly an MLP of four times the width.
-    both = [n for n in own if _fits(Gelu(), work(n, 4 * channels), x)]
-    counts = both or own or [1]
-    enough = _NEARLY * max(_filled(n * tokens) for n in counts)
-    return work(next(n for n in counts if _filled(n * tokens) >= enough), width)
+    work = Work(tokens, 1, channels, width, jnp.dtype(x.dtype))
+    programs = batch // math.gcd(batch, _cores(x))
+    counts = [
+        count
+        for count in _TOGETHER
+        if programs % count == 0
+        and count * tokens <= _MAX_LANES
+        and _block_fits(middle, dataclasses.replace(work, together=count), x)
+    ] or [1]
+    enough = _NEARLY * max(_filled(count * tokens) for count in counts)
+    together = next(count for count in counts if _filled(count * tokens) >= enough)
+    return dataclasses.replace(work, together=together)
 
 
 def _filled(lanes: int) -> float:
@@ -140,6 +141,15 @@ def _fits(middle: Middle, work: Work, x: jax.Array | jax.ShapeDtypeStruct) -> bo
     if work.dtype not in (jnp.bfloat16, jnp.float32) or work.channels % ROWS or work.width % ROWS:
         return False
     return middle.supports(work) and vmem_bytes(middle, work) <= _vmem(x)
+
+
+def _block_fits(middle: Middle, work: Work, x: jax.Array | jax.ShapeDtypeStruct) -> bool:
+    """Whether both branches of a block fit, as far as can be told from one: they take as many
+    images together, or tokens would be copied between them. The other one is mostly an MLP of four
+    times the width.
+    """
+    mlp = dataclasses.replace(work, width=4 * work.channels)
+    return _fits(middle, work, x) and _fits(Gelu(), mlp, x)
 
 
 def vmem_bytes(middle: Middle, work: Work) -> int:
@@ -157,10 +167,15 @@ def vmem_bytes(middle: Middle, work: Work) -> int:
     taken = middle.taken(work)
     tokens: Array = ((work.channels, work.lanes), work.dtype)
     weights = [((work.channels, width), work.dtype) for width in (work.width, taken)]
-    sums = [((work.channels + ROWS, width), jnp.float32) for width in (work.width, taken)]
-    # What goes in and out is there twice, for one program and the next.
-    twice = padded(*[tokens] * 3, *middle.saved(work), *weights, *sums)
-    return 2 * twice + padded(*middle.scratch(work), *middle.values(work))
+    sums = [
+        ((work.channels + ROWS, width), dtype)
+        for width in (work.width, taken)
+        for dtype in (jnp.float32, work.dtype)
+    ]
+    values = [((work.channels, work.lanes), jnp.float32)] * 4 + middle.values(work)
+    once = [*middle.scratch(work), *_totals(middle, work), *values]
+    # What images bring and take is there twice, for one program and the next.
+    return 2 * padded(*[tokens] * 3, *middle.saved(work)) + padded(*weights, *sums, *once)
 
 
 def _chip(x: jax.Array | jax.ShapeDtypeStruct) -> Any:
@@ -174,9 +189,14 @@ def _chip(x: jax.Array | jax.ShapeDtypeStruct) -> Any:
 
 
 def _vmem(x: jax.Array | jax.ShapeDtypeStruct) -> int:
-    """Bytes of VMEM for a program: all that the oldest TPUs have, less than half of others'."""
+    """Bytes of VMEM for a program; those of the oldest TPUs where it is not known which it is."""
     chip = _chip(x)
-    return _SMALL_VMEM if chip is None or chip.device_kind in _SMALL_TPUS else _VMEM
+    return VMEM_BYTES if chip is None else _OTHER_VMEM.get(chip.device_kind, _VMEM)
+
+
+def _cores(x: jax.Array | jax.ShapeDtypeStruct) -> int:
+    chip = _chip(x)
+    return 1 if chip is None else chip.num_cores or 1
 
 
 class _Results(NamedTuple):
@@ -184,12 +204,12 @@ class _Results(NamedTuple):
 
     Attributes:
       images: shape and dtype of each result of a program's images.
-      sums: shapes of what is summed over images, float32.
-      scratch: shape and dtype of what a program needs besides.
+      sums: the same of what is summed over images, in float32.
+      scratch: the same of what a program needs besides.
     """
 
     images: Sequence[Array]
-    sums: Sequence[tuple[int, ...]]
+    sums: Sequence[Array]
     scratch: Sequence[Array]
 
 
@@ -231,7 +251,9 @@ class _Setting:
 
         def of_part(shape: Sequence[int]) -> pl.BlockSpec:
             zeros = (0,) * len(shape)
-            return pl.BlockSpec((1, *shape), lambda part, row: (part, *zeros))
+            return pl.BlockSpec(
+                (1, *shape), lambda part, row: (part, *zeros), pipeline_mode=pl.Buffered(1)
+            )
 
         def of_all(shape: Sequence[int]) -> pl.BlockSpec:
             return pl.BlockSpec(tuple(shape), lambda part, row: (0,) * len(shape))
@@ -247,13 +269,16 @@ class _Setting:
             ],
             out_specs=[
                 *(of_program(shape) for shape, _ in results.images),
-                *(of_part(shape) for shape in results.sums),
+                *(of_part(shape) for shape, _ in results.sums),
             ],
             out_shape=[
                 *(self._result((programs, *shape), dtype) for shape, dtype in results.images),
-                *(self._result((parts, *shape), jnp.float32) for shape in results.sums),
+                *(self._result((parts, *shape), dtype) for shape, dtype in results.sums),
             ],
-            scratch_shapes=[pltpu.VMEM(shape, dtype) for shape, dtype in results.scratch],
+            scratch_shapes=[
+                *(pltpu.VMEM(shape, jnp.float32) for shape, _ in results.sums),
+                *(pltpu.VMEM(shape, dtype) for shape, dtype in results.scratch),
+            ],
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=self.vmem
             ),
@@ -275,15 +300,7 @@ class _Setting:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _branch(setting: _Setting, x: jax.Array, keep: jax.Array, weights: Weights) -> jax.Array:
-    if setting.work.tokens >= LANES:
-        return _forward(setting, False, x, keep, weights)[0]
-    # Short sequences gain memory in training, but no time, of which inference needs less apart.
-    tokens = _unpacked(x, setting.work)
-    normed = normalised(tokens, weights.scale, weights.shift)
-    taken = setting.middle.apart(normed, weights.kernel_in, weights.bias_in)
-    branch = linear_map(taken, weights.kernel_out, weights.bias_out)
-    kept = keep.reshape(-1, 1, 1).astype(branch.dtype) * branch
-    return _packed(tokens + kept, setting.work)
+    return _forward(setting, False, x, keep, weights)[0]
 
 
 def _branch_forward(
@@ -319,7 +336,7 @@ def _forward(
     middle, work = setting.middle, setting.work
     tokens = (x.shape[1:], x.dtype)
     saved, unsaved = (middle.saved(work), []) if save else ([], middle.unsaved(work))
-    results = _Results([tokens, *saved], [], unsaved)
+    results = _Results([tokens, *saved], [], [*unsaved, *_totals(middle, work)])
 
     # What weights are turned into belongs in here: it is made of whole ones.
     def kernel(x: jax.Array, keep: jax.Array, *weights: jax.Array) -> Sequence[jax.Array]:
@@ -352,8 +369,12 @@ def _backward(
     (channels, width), taken = weights.kernel_in.shape, len(weights.kernel_out)
     results = _Results(
         images=[(x.shape[1:], x.dtype)],
-        sums=[(channels + ROWS, width), (channels, taken), (3, channels, LANES)],
-        scratch=setting.middle.scratch(setting.work),
+        sums=[
+            ((channels + ROWS, width), x.dtype),
+            ((channels, taken), x.dtype),
+            ((3, channels, LANES), jnp.float32),
+        ],
+        scratch=[*setting.middle.scratch(setting.work), *_totals(setting.middle, setting.work)],
     )
 
     def kernel(x: jax.Array, keep: jax.Array, *arrays: jax.Array) -> Any:
@@ -361,7 +382,7 @@ def _backward(
         operands = [whole.kernel_in, whole.kernel_out, _vectors(whole)]
         to_x, *kernels, vectors = setting.call(_backward_kernel, keep, images, operands, results)
         # Rounded before devices add theirs up, as the gradients of other layers are.
-        to_in, to_out = (total.sum(0).astype(x.dtype) for total in kernels)
+        to_in, to_out = (total.sum(0) for total in kernels)
         return (to_x,), (to_in, to_out, vectors.sum((0, 3)))
 
     (to_x,), (to_in, to_out, to_vectors) = per_batch_shard(
@@ -407,9 +428,9 @@ def _norm(x: jax.Array, vectors: jax.Array) -> _Norm:
     return _Norm(unit, factor, unit * vectors[:, 0:1] + vectors[:, 1:2])
 
 
-def _kept(keep: Ref, work: Work, rows: int) -> jax.Array:
+def _kept(keep: Ref, work: Work, programs: int) -> jax.Array:
     """What each lane's image is multiplied by: a scalar for one image, (1, lanes) for several."""
-    first = (pl.program_id(0) * rows + pl.program_id(1)) * work.together
+    first = (pl.program_id(0) * programs + pl.program_id(1)) * work.together
     kept = keep[first]
     for image in range(1, work.together):
         lane = jax.lax.broadcasted_iota(jnp.int32, (1, work.lanes), 1)
@@ -417,28 +438,34 @@ def _kept(keep: Ref, work: Work, rows: int) -> jax.Array:
     return kept
 
 
-def _forward_kernel(middle: Middle, work: Work, rows: int, *refs: Ref) -> None:
-    """Blocks of a program's images, and all of what images share."""
+def _forward_kernel(middle: Middle, work: Work, programs: int, *refs: Ref) -> None:
+    """Blocks of one program's images, of those of a core, and all of what images share."""
     keep, x_ref, kernel_in, kernel_out, vectors_ref, *results = refs
+    bias_in, results = _split(results, 0 if _bias_in_kernel(work) else 1)
+    out, *saved = results
+    saved, total = _split(saved, len(saved) - len(_totals(middle, work)))
     x, vectors = x_ref[0].astype(jnp.float32), vectors_ref[...]
     normed = _norm(x, vectors).out.astype(work.dtype)
-    if _bias_in_kernel(work):
-        given = dot(kernel_in[...], _with_ones(normed), (1, 0))
-    else:
-        bias_in, *results = results
-        given = dot(kernel_in[...], normed, (1, 0)) + bias_in[...]
-    out, *saved = results
-    taken = middle.forward(given, work, saved)
-    branch = dot(kernel_out[...], taken, (1, 0)) + vectors[:, 2:3]
-    out[0] = (x + _kept(keep, work, rows) * branch).astype(work.dtype)
+    if not bias_in:
+        normed = _with_ones(normed)
+
+    def of_slice(rows: Any, saved: Sequence[Ref]) -> jax.Array:
+        given = dot(kernel_in[rows], normed, (1, 0))
+        for ref in bias_in:
+            given += ref[rows]
+        return dot(kernel_out[:, rows], middle.forward(given, work, saved), (1, 0))
+
+    branch = _over_slices(middle, work, of_slice, saved, total) + vectors[:, 2:3]
+    out[0] = (x + _kept(keep, work, programs) * branch).astype(work.dtype)
 
 
-def _backward_kernel(middle: Middle, work: Work, rows: int, *refs: Ref) -> None:
-    """The same; the last results are sums over the images of a part."""
-    count = len(middle.saved(work))
+def _backward_kernel(middle: Middle, work: Work, programs: int, *refs: Ref) -> None:
+    """The same; the last results are sums over the images of a program's core."""
     keep, x_ref, gradient_ref, *rest = refs
-    saved, (kernel_in, kernel_out, vectors_ref, *results) = rest[:count], rest[count:]
-    to_x, to_in, to_out, to_vectors, *scratch = results
+    saved, rest = _split(rest, len(middle.saved(work)))
+    kernel_in, kernel_out, vectors_ref, to_x, *rest = rest
+    results, (to_in, to_out, to_vectors, *rest) = _split(rest, 3)
+    scratch, total = _split(rest, len(rest) - len(_totals(middle, work)))
 
     @pl.when(pl.program_id(1) == 0)
     def _() -> None:
@@ -448,22 +475,63 @@ def _backward_kernel(middle: Middle, work: Work, rows: int, *refs: Ref) -> None:
     x, vectors = x_ref[0].astype(jnp.float32), vectors_ref[...]
     norm = _norm(x, vectors)
     gradient = gradient_ref[0].astype(jnp.float32)
-    to_branch = gradient * _kept(keep, work, rows)
+    to_branch = gradient * _kept(keep, work, programs)
     arriving = to_branch.astype(work.dtype)
-    to_taken = dot(kernel_out[...], arriving, (1, 0))
-    taken, to_given = middle.backward(to_taken, work, saved, scratch)
-    # Both (C, ...): the matrix unit's time goes by the rows of the first operand.
-    to_out[0] += dot(arriving, taken, (1, 1))
     # With ones, for the gradient of the bias.
-    to_in[0] += dot(_with_ones(norm.out.astype(work.dtype)), to_given, (1, 1))
-    to_normed = dot(kernel_in[...], to_given, (1, 0))
-    to_vectors[0, 0] += _over_lanes(to_normed * norm.unit)
-    to_vectors[0, 1] += _over_lanes(to_normed)
-    to_vectors[0, 2] += _over_lanes(to_branch)
+    normed = _with_ones(norm.out.astype(work.dtype))
+
+    def of_slice(rows: Any, saved: Sequence[Ref]) -> jax.Array:
+        to_taken = dot(kernel_out[rows], arriving, (1, 0))
+        taken, to_given = middle.backward(to_taken, work, saved, scratch)
+        # Both (C, ...): the matrix unit's time goes by the rows of the first operand.
+        to_out[:, rows] += dot(arriving, taken, (1, 1))
+        to_in[:, rows] += dot(normed, to_given, (1, 1))
+        return dot(kernel_in[:, rows], to_given, (1, 0))
+
+    to_normed = _over_slices(middle, work, of_slice, saved, total)
+    to_vectors[0] += _over_lanes(to_normed * norm.unit)
+    to_vectors[1] += _over_lanes(to_normed)
+    to_vectors[2] += _over_lanes(to_branch)
     to_unit = to_normed * vectors[:, 0:1]
     level = to_unit.mean(0, keepdims=True)
     along = (to_unit * norm.unit).mean(0, keepdims=True)
     to_x[0] = (gradient + norm.factor * (to_unit - level - norm.unit * along)).astype(work.dtype)
+
+    @pl.when(pl.program_id(1) == programs - 1)
+    def _() -> None:
+        for out, ref in zip(results, (to_in, to_out, to_vectors), strict=True):
+            out[0] = ref[...].astype(out.dtype)
+
+
+def _totals(middle: Middle, work: Work) -> list[Array]:
+    """Scratch for the sum over slices of M and K, if there are several."""
+    return [((work.channels, work.lanes), jnp.float32)] * (middle.slices(work) > 1)
+
+
+def _over_slices(
+    middle: Middle,
+    work: Work,
+    of_slice: Callable[[Any, Sequence[Ref]], jax.Array],
+    saved: Sequence[Ref],
+    total: Sequence[Ref],
+) -> jax.Array:
+    """The sum over slices of M and K of what their rows, and what is saved of them, give."""
+    if not total:
+        return of_slice(slice(None), saved)
+    (total_ref,) = total
+    size = work.width // middle.slices(work)
+    total_ref[...] = jnp.zeros(total_ref.shape, total_ref.dtype)
+
+    @pl.loop(0, middle.slices(work))
+    def _(index: jax.Array) -> None:
+        rows = pl.ds(pl.multiple_of(index * size, size), size)
+        total_ref[...] += of_slice(rows, [ref.at[:, rows] for ref in saved])
+
+    return total_ref[...]
+
+
+def _split(refs: Sequence[Ref], count: int) -> tuple[list[Ref], list[Ref]]:
+    return list(refs[:count]), list(refs[count:])
 
 
 def _with_ones(tokens: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ import pytest
 from pit_jax.compile_report.collectives import Collective
 from pit_jax.compile_report.hlo import Module
 from pit_jax.compile_report.report import Estimate, Memory, Report
+from pit_jax.models import zoo
 from pit_jax.training.config import parse
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "tpu_gates.py"
@@ -151,3 +152,35 @@ def test_ratios_of_plain_and_ours(script: ModuleType) -> None:
     assert rows["images/s/chip"][-3:] == ["1,875.0", "3,750.0", "2.000"]
     assert rows["XLA bytes, MB/image"][-1] == "0.500"
     assert rows["kernel bundles, k/image"][-2:] == ["0.0", "70.0"]
+
+
+def test_products_by_hand(script: ModuleType) -> None:
+    """DeiT-S: twelve layers of 197 tokens, six heads of 64 channels; 384 is three times 128."""
+    config = zoo.model_config("deit_s")
+    linear = 12 * 197 * 384 * 384
+    maps = 6 * (197 * 128 * 256 + 64 * 256 * 256)
+    assert script.product_cycles(config, "inference") * 65536 == 12 * (linear + maps)
+    again = 6 * (2 * 197 * 128 * 256 + 3 * 64 * 256 * 256)
+    trained = 12 * (3 * linear + maps + again)
+    assert script.product_cycles(config, "train") * 65536 == trained
+
+
+def test_channels_are_padded(script: ModuleType) -> None:
+    """PiT-S's first stage contracts 144 channels as 256."""
+    config = dataclasses.replace(zoo.model_config("pit_s"), depths=(1, 0, 0))
+    taken = 3 * 144 * 256 + 144 * 256 + 4 * 144 * 256 + 144 * 640
+    maps = 3 * (730 * 128 * 768 + 48 * 768 * 768)
+    assert script.product_cycles(config, "inference") * 65536 == 730 * taken + maps
+
+
+def test_advantages_are_of_the_rival(script: ModuleType) -> None:
+    rates = {
+        ("pit_s", "train"): 3000.0,
+        ("pit_s", "inference"): 9000.0,
+        ("deit_s", "train"): 2000.0,
+        ("deit_s", "inference"): 10_000.0,
+    }
+    head, ours, rival = script.advantages(rates)
+    assert head == ["model", "train", "inference", "train, perfect", "inference, perfect"]
+    assert ours[:3] == ["pit_s", "1.50x", "0.90x"]
+    assert rival == ["deit_s", *["1.00x"] * 4]

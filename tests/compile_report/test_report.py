@@ -135,7 +135,20 @@ def test_operations_are_summed_by_source(module: Module) -> None:
     ],
 )
 def test_what_does_not_fit_says_what_it_needs(complaint: str, gib: float) -> None:
+    assert program.is_too_large(complaint)
     assert program.needed_bytes(complaint) == gib * 2**30
+
+
+@pytest.mark.parametrize(
+    "complaint",
+    [
+        "RESOURCE_EXHAUSTED: E1001: CompileTimeScopedVmemOom:\nRan out of memory in memory space "
+        "vmem while allocating on stack for %pit_mlp_branch_backward_50x576.1",
+        "INTERNAL: Mosaic failed to compile TPU kernel",
+    ],
+)
+def test_other_failures_are_not_taken_for_a_lack_of_memory(complaint: str) -> None:
+    assert not program.is_too_large(complaint)
 
 
 def test_the_step_of_this_machine(local: tuple[str, dict[str, Any]]) -> None:

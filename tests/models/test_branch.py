@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pit_jax import parallel
 from pit_jax.compile_report import chips, libtpu
-from pit_jax.models import branch_tpu, lowerings
+from pit_jax.models import branch_middle, branch_tpu, lowerings
 from pit_jax.models.attention import plain_attention
 from pit_jax.models.branch_middle import Attention, Gelu, Middle
 from pit_jax.models.branch_tpu import Weights
@@ -25,7 +25,7 @@ from pit_jax.models.linear import Linear
 
 Example = tuple[jax.Array, jax.Array, Weights, jax.Array]
 # As in training, where an image's branch is dropped or grows.
-KEEP = (0.0, 1.25, 1.0, 1.25, 0.0, 1.0, 1.25, 1.0)
+KEEP = (0.0, 1.25, 1.0, 1.25, 0.0, 1.0, 1.25, 1.0) * 4
 
 
 def example(middle: Middle, shape: tuple[int, int, int], dtype: str = "float32") -> Example:
@@ -89,13 +89,13 @@ def assert_equal(found: Any, expected: Any, tolerance: float) -> None:
         assert np.abs(left - right).max() <= tolerance * np.abs(right).max()
 
 
-# One image a program, two and four of them side by side, blocks of queries; PiT's head widths.
+# One image a program, 2 to 16 of them side by side, blocks of queries; PiT's head widths.
 CASES = [
     (Gelu(), (2, 197, 48)),
     (Gelu(), (8, 50, 128)),
     (Attention(2), (2, 197, 64)),
-    (Attention(2), (8, 50, 96)),
-    (Attention(1), (8, 65, 48)),
+    (Attention(2), (32, 50, 96)),
+    (Attention(1), (16, 65, 48)),
     (Attention(1), (2, 962, 16)),
     (Attention(2), (8, 197, 32)),
 ]
@@ -115,6 +115,20 @@ def test_equals_the_definition(
     with jax.default_matmul_precision("highest"):
         expected = values_and_gradients(functools.partial(by_definition, middle), precise)
     assert_equal(found, expected, tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-2)])
+def test_wide_layers_slice_by_slice(monkeypatch: pytest.MonkeyPatch, dtype: str, tolerance: float):
+    """Three slices of a hidden layer are as good as all of it."""
+    operands = example(Gelu(), (4, 50, 96), dtype)
+    expected = values_and_gradients(kernel(Gelu()), operands)
+    monkeypatch.setattr(branch_middle, "_SLICE_SIZE", 200 * 4 * 96 // 3)
+    jax.clear_caches()
+    assert Gelu().slices(branch_middle.Work(50, 4, 96, 4 * 96, jnp.dtype(dtype))) == 3
+    found = values_and_gradients(kernel(Gelu()), operands)
+    assert_equal(found, expected, tolerance)
+    only = jax.jit(kernel(Gelu()))(*on_one_device(operands)[:3])
+    assert_equal(only, expected[0], tolerance)
 
 
 @pytest.mark.parametrize(("middle", "shape"), [CASES[1], CASES[2], CASES[3], CASES[6]])
@@ -138,12 +152,13 @@ def test_large_tokens_do_not_overflow():
         (128, 197, 48, 4),
         (6, 197, 48, 1),  # two fill no more of the lanes than one
         (128, 257, 48, 2),  # four are too long
-        (128, 50, 48, 2),
+        (128, 50, 48, 16),
+        (8, 50, 48, 2),  # four and eight fill no more
         (3, 50, 48, 1),
-        (128, 65, 48, 4),
+        (128, 65, 48, 8),
         (2, 65, 48, 1),
         (128, 197, 288, 1),  # of more, the MLP does not fit the VMEM of a v4
-        (128, 50, 384, 2),  # nor does that of any number, so that attention chooses alone
+        (128, 50, 768, 1),  # nor does that of any number
     ],
 )
 def test_images_fill_the_lanes(batch: int, tokens: int, channels: int, together: int):

@@ -33,13 +33,10 @@ _MIN_FILLED = 0.6
 _TOGETHER = (1, 2, 4, 8, 16)
 _MAX_LANES = 1024
 _NEARLY = 0.95
-# Bytes of VMEM for a program: all that the oldest TPUs have, half of what the cores of those below
-# have, three quarters of others'.
-_VMEM = 3 * VMEM_BYTES
-_OTHER_VMEM = {
-    **dict.fromkeys(("TPU v2", "TPU v3", "TPU v4", "TPU v4 lite"), VMEM_BYTES),
-    **dict.fromkeys(("TPU v5 lite", "TPU v5e", "TPU v6 lite", "TPU v6e"), 4 * VMEM_BYTES),
-}
+# Bytes of VMEM for a program: all that the oldest TPUs have, and as much as the least of others.
+_SMALL_VMEM = VMEM_BYTES
+_VMEM = 4 * _SMALL_VMEM
+_SMALL_TPUS = ("TPU v2", "TPU v3", "TPU v4", "TPU v4 lite")
 
 
 class Weights(NamedTuple):
@@ -191,7 +188,7 @@ def _chip(x: jax.Array | jax.ShapeDtypeStruct) -> Any:
 def _vmem(x: jax.Array | jax.ShapeDtypeStruct) -> int:
     """Bytes of VMEM for a program; those of the oldest TPUs where it is not known which it is."""
     chip = _chip(x)
-    return VMEM_BYTES if chip is None else _OTHER_VMEM.get(chip.device_kind, _VMEM)
+    return _SMALL_VMEM if chip is None or chip.device_kind in _SMALL_TPUS else _VMEM
 
 
 def _cores(x: jax.Array | jax.ShapeDtypeStruct) -> int:

@@ -6,7 +6,7 @@ that a kernel runs through are its cycles, but for what only a TPU can tell: sta
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 # An iteration of a kernel's grid is spread over three rounds of its loop: while one computes, the
@@ -88,25 +88,49 @@ def parse(name: str, text: str) -> Schedule:
 
 def parse_loops(lines: Iterable[str]) -> Loop:
     """The loops of a schedule, as one that runs once."""
-    stack = [Loop(rounds=1)]
+    bundles = _bundles(lines)
+    kernel = Loop(rounds=1)
+    stack, ends = [kernel], [len(bundles)]
     steps: dict[str, int] = {}
-    for line in lines:
-        found = _BUNDLE.match(line)
-        if not found:
-            continue
-        mark, depth, bundle = found[1], len(found[2]), found[3]
-        if bundle.startswith("}"):
-            depth = len(stack) - 1  # the slots after a branch carry no mark of their loop
-        if mark == "LB":
-            del stack[depth:]
-            loop = Loop(over_grid=len(stack) == 1 and "iteration index, stage" in bundle)
+    for place, (begins, depth, text) in enumerate(bundles):
+        while place >= ends[-1]:
+            del stack[-1], ends[-1]
+        if begins:
+            loop = Loop(over_grid=len(stack) == 1 and "iteration index, stage" in text)
             stack[-1].loops.append(loop)
             stack.append(loop)
-        del stack[depth + 1 :]
+            ends.append(_end(bundles, place))
         stack[-1].bundles += 1
-        for target, step in re.findall(r"%(\w+) = sadd\.s32 (\d+), ", bundle):
+        for target, step in re.findall(r"%(\w+) = sadd\.s32 (\d+), ", text):
             steps[target] = int(step)
-        if len(stack) > 1 and (test := _EXIT.search(bundle)):
+        tested = stack[min(depth, len(stack) - 1)]
+        if tested is not kernel and (test := _EXIT.search(text)):
             rounds = -(-int(test[2]) // steps.get(test[1], 1))
-            stack[-1].rounds = rounds - PIPELINE_ROUNDS * stack[-1].over_grid
-    return stack[0]
+            tested.rounds = rounds - PIPELINE_ROUNDS * tested.over_grid
+    return kernel
+
+
+def _bundles(lines: Iterable[str]) -> list[tuple[bool, int, str]]:
+    """Of every bundle: whether a loop begins with it, in how many loops it is, and its text."""
+    bundles: list[tuple[bool, int, str]] = []
+    for line in lines:
+        if found := _BUNDLE.match(line):
+            begins, depth, text = found[1] == "LB", len(found[2]), found[3]
+            if text.startswith("}") and bundles:
+                depth = bundles[-1][1]  # the slots after a branch carry no mark of their loop
+            bundles.append((begins, depth, text))
+    return bundles
+
+
+def _end(bundles: Sequence[tuple[bool, int, str]], start: int) -> int:
+    """Behind the last bundle of the loop that begins at one. Bundles inside that are marked as
+    outside belong to it: what comes after a loop may be done in its last round.
+    """
+    own, end = bundles[start][1], start + 1
+    for place in range(start + 1, len(bundles)):
+        begins, depth, _ = bundles[place]
+        if begins and depth <= own:
+            break
+        if depth >= own:
+            end = place + 1
+    return end

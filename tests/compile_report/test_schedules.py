@@ -9,8 +9,9 @@ import pytest
 from pit_jax.compile_report import schedules
 
 # The excerpts' bundles, counted by hand: of the kernel, of the loop over its grid, of the loop over
-# three heads in that one. The grid is 128 x 2, which the two cores of a v4 share.
-BUNDLES = {"v5e": (10, 33, 13), "v4": (17, 36, 9)}
+# three heads in that one, which ends behind the branch back to its beginning. The grid is 128 x 2,
+# which the two cores of a v4 share.
+BUNDLES = {"v5e": (10, 33, 13), "v4": (17, 34, 11)}
 ITERATIONS = {"v5e": 256, "v4": 128}
 HEADS = 3
 
@@ -52,6 +53,27 @@ def test_rounds_of_an_unrolled_loop_are_fewer() -> None:
     )
     assert found.loops[0].rounds == 3
     assert found.executed == 1 + 3 * 3
+
+
+def test_what_is_done_in_a_loop_s_last_round_belongs_to_it() -> None:
+    """Bundles between those of a loop, marked as outside, run through in every round."""
+    found = schedules.parse_loops(
+        [
+            "  0x0 LB: > { %s8_s1 = sadd.s32 1, %s8_s0 /* iteration index, stage = 1 */ }",
+            "  0x1 LB: >> { %s9_s1 = sadd.s32 1, %s9_s0 }",
+            "  0x2   : > { %s5 = sshll.u32 (%p1), %s4, 4 }",
+            "  0x3   : >> { %p1 = scmp.ge.s32.totalorder %s9_s1, 5 /* loop exit test */ }",
+            "  0x4   : > { %p2 = scmp.ge.s32.totalorder %s8_s1, 10 /* loop exit test */ }",
+            "  0x5   : >> { }",
+            "  0x6   : > { }",
+            "  0x7 LB: >> { }",
+            "  0x8   : > { }",
+        ]
+    )
+    (over_grid,) = found.loops
+    inner, second = over_grid.loops
+    assert (over_grid.bundles, inner.bundles, second.bundles) == (3, 5, 1)
+    assert (over_grid.rounds, inner.rounds, second.rounds) == (8, 5, None)
 
 
 def test_a_kernel_without_a_grid_is_its_bundles() -> None:

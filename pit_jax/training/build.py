@@ -20,7 +20,7 @@ from pit_jax.training.setup import UNTRAINED, Experiment, Setup
 from pit_jax.training.state import TrainState, abstract_state, create_state
 from pit_jax.training.step import make_train_step
 from pit_jax.training.window import TrainingError
-from pit_jax.weights.load import load_weights
+from pit_jax.weights.load import HeadError, load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -88,10 +88,9 @@ def _load(option: str, weights: str, model_config: Any, **choices: Any) -> param
     try:
         return load_weights(weights, model_config, **choices)
     except ValueError as error:
-        message = str(error)
-        if "head" in choices:
-            message = message.replace('head="new"', 'head="new" (--config.init_head=new)')
-        raise TrainingError(f"{option}={weights!r}: {message}") from error
+        choice = isinstance(error, HeadError) and "head" in choices
+        how = "; here --config.init_head=new" if choice else ""
+        raise TrainingError(f"{option}={weights!r}: {error}{how}") from error
 
 
 def teacher_params(setup: Setup) -> parameters.Params:

@@ -30,6 +30,10 @@ HEAD_CHOICES = ("load", "new")
 Grid = tuple[int, int]  # height, width
 
 
+class HeadError(ValueError):
+    """Weights do not fit, with a head for other classes; `head="new"` would take a fresh one."""
+
+
 def load_weights(
     source: files.Source, model: str | zoo.ModelConfig, *, head: str = "load", seed: int = 0
 ) -> parameters.Params:
@@ -53,7 +57,7 @@ def load_weights(
 
     Raises:
       ValueError: a source that cannot be read; entries missing, unknown or mis-shaped, all of them
-        listed; another number of classes with head="load".
+        listed; `HeadError`: another number of classes with head="load".
     """
     config = zoo.model_config(model) if isinstance(model, str) else model
     return fit(files.read(source), config, head=head, seed=seed)
@@ -142,7 +146,8 @@ def _refuse(
     if not_floating:
         lines.append(f"not floating point: {', '.join(not_floating)}")
     classes = comparison.classes
-    if head == "load" and config.num_classes not in (0, classes):
+    other_classes = head == "load" and config.num_classes not in (0, classes)
+    if other_classes:
         kept = f"num_classes={classes} keeps it, " if classes else ""
         lines.append(
             f"its head is for {classes} classes, expected {config.num_classes}: {kept}"
@@ -150,7 +155,8 @@ def _refuse(
         )
     if lines:
         named = f" ({comparison.layout} layout)" if comparison.layout != OURS else ""
-        raise ValueError(report(f"{file.source}{named} does not fit {describe(config)}:", lines))
+        error = HeadError if other_classes else ValueError
+        raise error(report(f"{file.source}{named} does not fit {describe(config)}:", lines))
 
 
 def _advice(file: files.WeightFile, config: zoo.ModelConfig, comparison: Comparison) -> list[str]:

@@ -59,7 +59,7 @@ def test_positions_are_resized_the_head_replaced_and_both_announced(
 
 def test_a_head_of_other_classes_names_the_option(larger: Path, config: ConfigDict, workdir: Path):
     config.init_from = str(larger)
-    with pytest.raises(TrainingError, match=r"head is for 3 .* \(--config\.init_head=new\) takes"):
+    with pytest.raises(TrainingError, match=r"head is for 3 .*; here --config\.init_head=new"):
         build.initial_values(prepare(config, workdir))
 
 

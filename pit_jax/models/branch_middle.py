@@ -14,8 +14,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pit_jax.models import attention_tpu
+from pit_jax.models.attention import self_attention
 from pit_jax.models.attention_tpu import LANES, Ref
-from pit_jax.models.gelu import COEFFICIENTS
+from pit_jax.models.gelu import COEFFICIENTS, gelu
+from pit_jax.models.linear import linear_map
 
 # Shape and dtype.
 Array = tuple[tuple[int, ...], Any]
@@ -56,6 +58,10 @@ class Gelu:
     """The middle of an MLP, as `gelu.by_polynomial`; half of x is what most is computed from."""
 
     name = "mlp"
+
+    def apart(self, tokens: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+        """The first linear layer and this of (B, N, C), to (B, N, K), without these kernels."""
+        return gelu(linear_map(tokens, kernel, bias))
 
     def taken(self, work: Work) -> int:
         """K for M."""
@@ -136,6 +142,9 @@ class Attention:
     heads: int
 
     name = "attention"
+
+    def apart(self, tokens: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+        return self_attention(self.heads, tokens, kernel, bias).reshape(tokens.shape)
 
     def taken(self, work: Work) -> int:
         return work.width // 3

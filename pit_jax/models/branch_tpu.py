@@ -23,7 +23,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pit_jax.models.attention_tpu import LANES, VMEM_BYTES, Ref, dot
 from pit_jax.models.branch_middle import ROWS, Array, Gelu, Middle, Work
-from pit_jax.models.layer_norm import EPSILON
+from pit_jax.models.layer_norm import EPSILON, normalised
+from pit_jax.models.linear import linear_map
 from pit_jax.models.sharded_kernel import per_batch_shard, share
 
 # Of the lanes, for kernels to be faster (docs/performance.md).
@@ -297,7 +298,15 @@ class _Setting:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _branch(setting: _Setting, x: jax.Array, keep: jax.Array, weights: Weights) -> jax.Array:
-    return _forward(setting, False, x, keep, weights)[0]
+    if setting.work.tokens >= LANES:
+        return _forward(setting, False, x, keep, weights)[0]
+    # Of short sequences it is the backward pass that gains; XLA is the faster one without.
+    tokens = _unpacked(x, setting.work)
+    normed = normalised(tokens, weights.scale, weights.shift)
+    taken = setting.middle.apart(normed, weights.kernel_in, weights.bias_in)
+    branch = linear_map(taken, weights.kernel_out, weights.bias_out)
+    kept = keep.reshape(-1, 1, 1).astype(branch.dtype) * branch
+    return _packed(tokens + kept, setting.work)
 
 
 def _branch_forward(

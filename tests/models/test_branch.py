@@ -28,6 +28,11 @@ Example = tuple[jax.Array, jax.Array, Weights, jax.Array]
 KEEP = (0.0, 1.25, 1.0, 1.25, 0.0, 1.0, 1.25, 1.0) * 4
 
 
+def middle_widths(middle: Middle, channels: int) -> tuple[int, int]:
+    """What the first linear layer gives, and what the second one takes."""
+    return (3 * channels, channels) if isinstance(middle, Attention) else (4 * channels,) * 2
+
+
 def example(middle: Middle, shape: tuple[int, int, int], dtype: str = "float32") -> Example:
     """Tokens (B, N, C), what their branches are multiplied by, weights, and a gradient."""
     rng = np.random.default_rng(0)
@@ -36,7 +41,7 @@ def example(middle: Middle, shape: tuple[int, int, int], dtype: str = "float32")
     def normal(*size: int, deviation: float = 1.0, to: str = dtype) -> jax.Array:
         return jnp.asarray(deviation * rng.standard_normal(size), to)
 
-    widened, taken = (3 * width, width) if isinstance(middle, Attention) else (4 * width, 4 * width)
+    widened, taken = middle_widths(middle, width)
     weights = Weights(
         scale=1 + normal(width, deviation=0.2, to="float32"),
         shift=normal(width, deviation=0.2, to="float32"),
@@ -180,7 +185,7 @@ def test_images_fill_the_lanes(batch: int, tokens: int, channels: int, together:
     ],
 )
 def test_what_pays(middle: Middle, shape: tuple[int, ...], dtype: str, pays: bool):
-    width = (3 if isinstance(middle, Attention) else 4) * shape[2]
+    width, _ = middle_widths(middle, shape[2])
     assert branch_tpu.pays(middle, jax.ShapeDtypeStruct(shape, dtype), width) == pays
 
 
@@ -400,3 +405,43 @@ def test_tpu_programs_gather_weights_alone(topology: str, tokens: int):
     for shape in re.findall(r"= \w+\[([\d,]*)\][^=]* all-gather", program):
         assert all(int(size) % tokens for size in shape.split(",") if size)
     assert not re.search(r"all-to-all|collective-permute", program)
+
+
+@pytest.mark.libtpu
+@pytest.mark.parametrize(
+    ("topology", "middle", "tokens", "channels", "together"),
+    [
+        ("v4:2x2x1", Attention(3), 730, 144, 1),
+        ("v4:2x2x1", Gelu(), 197, 288, 1),
+        ("v5p:2x2x1", Gelu(), 50, 576, 16),
+    ],
+)
+def test_what_is_taken_fits(
+    topology: str, middle: Middle, tokens: int, channels: int, together: int
+):
+    """PiT-S's branches that take most of VMEM; the compiler refuses what does not fit."""
+    (device, *_) = libtpu.devices(chips.parse_slice(topology))
+    place = NamedSharding(Mesh(np.asarray([device]), ("data",)), PartitionSpec())
+    width, taken = middle_widths(middle, channels)
+
+    def shape(*sizes: int, dtype: str = "bfloat16") -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(sizes, dtype, sharding=place)
+
+    weights = Weights(
+        *[shape(channels, dtype="float32")] * 2,
+        shape(channels, width),
+        shape(width),
+        shape(taken, channels),
+        shape(channels),
+    )
+    seen = []
+
+    def both(x: jax.Array, keep: jax.Array, weights: Weights, gradient: jax.Array) -> Any:
+        assert branch_tpu.pays(middle, x, width)
+        seen.append(branch_tpu._work(middle, x, width).together)
+        branch = functools.partial(branch_tpu.add_branch, middle)
+        return jax.vjp(lambda x, weights: branch(x, keep, weights), x, weights)[1](gradient)
+
+    x = shape(64, tokens, channels)
+    jax.jit(both).lower(x, shape(64, dtype="float32"), weights, x).compile()
+    assert seen == [together]

@@ -202,7 +202,7 @@ class _Results(NamedTuple):
 
     Attributes:
       images: shape and dtype of each result of a program's images.
-      sums: the same of what is summed over images, in float32.
+      sums: the same of what is summed over images.
       scratch: the same of what a program needs besides.
     """
 
@@ -273,10 +273,7 @@ class _Setting:
                 *(self._result((programs, *shape), dtype) for shape, dtype in results.images),
                 *(self._result((parts, *shape), dtype) for shape, dtype in results.sums),
             ],
-            scratch_shapes=[
-                *(pltpu.VMEM(shape, jnp.float32) for shape, _ in results.sums),
-                *(pltpu.VMEM(shape, dtype) for shape, dtype in results.scratch),
-            ],
+            scratch_shapes=[pltpu.VMEM(shape, dtype) for shape, dtype in results.scratch],
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=self.vmem
             ),
@@ -376,30 +373,37 @@ def _backward(
     results = _Results(
         images=[(x.shape[1:], x.dtype)],
         sums=[
-            ((channels + ROWS, width), x.dtype),
+            ((channels, width), x.dtype),
+            ((ROWS, width), x.dtype),
             ((channels, taken), x.dtype),
             ((3, channels, LANES), jnp.float32),
         ],
-        scratch=[*setting.middle.scratch(setting.work), *_totals(setting.middle, setting.work)],
+        scratch=[
+            ((channels + ROWS, width), jnp.float32),
+            ((channels, taken), jnp.float32),
+            ((3, channels, LANES), jnp.float32),
+            *setting.middle.scratch(setting.work),
+            *_totals(setting.middle, setting.work),
+        ],
     )
 
     def kernel(x: jax.Array, keep: jax.Array, *arrays: jax.Array) -> Any:
         images, whole = [x, *arrays[: len(arriving)]], Weights(*arrays[len(arriving) :])
         operands = [whole.kernel_in, whole.kernel_out, _vectors(whole)]
-        to_x, *kernels, vectors = setting.call(_backward_kernel, keep, images, operands, results)
+        to_x, *sums, vectors = setting.call(_backward_kernel, keep, images, operands, results)
         # Rounded before devices add theirs up, as the gradients of other layers are.
-        to_in, to_out = (total.sum(0) for total in kernels)
-        return (to_x,), (to_in, to_out, vectors.sum((0, 3)))
+        to_in, to_bias, to_out = (total.sum(0) for total in sums)
+        return (to_x,), (to_in, to_bias[0], to_out, vectors.sum((0, 3)))
 
-    (to_x,), (to_in, to_out, to_vectors) = per_batch_shard(
+    (to_x,), (to_in, to_bias_in, to_out, to_vectors) = per_batch_shard(
         kernel, x, keep, *arriving, shared=weights, sums=True
     )
     to_scale, to_shift, to_bias_out = to_vectors
     return to_x, Weights(
         scale=to_scale.astype(weights.scale.dtype),
         shift=to_shift.astype(weights.shift.dtype),
-        kernel_in=to_in[:channels],
-        bias_in=to_in[channels],
+        kernel_in=to_in,
+        bias_in=to_bias_in,
         kernel_out=to_out.T,
         bias_out=to_bias_out.astype(weights.bias_out.dtype),
     )
@@ -470,7 +474,7 @@ def _backward_kernel(middle: Middle, work: Work, programs: int, *refs: Ref) -> N
     keep, x_ref, gradient_ref, *rest = refs
     saved, rest = _split(rest, len(middle.saved(work)))
     kernel_in, kernel_out, vectors_ref, to_x, *rest = rest
-    results, (to_in, to_out, to_vectors, *rest) = _split(rest, 3)
+    results, (to_in, to_out, to_vectors, *rest) = _split(rest, 4)
     scratch, total = _split(rest, len(rest) - len(_totals(middle, work)))
 
     @pl.when(pl.program_id(1) == 0)
@@ -505,8 +509,9 @@ def _backward_kernel(middle: Middle, work: Work, programs: int, *refs: Ref) -> N
 
     @pl.when(pl.program_id(1) == programs - 1)
     def _() -> None:
-        for out, ref in zip(results, (to_in, to_out, to_vectors), strict=True):
-            out[0] = ref[...].astype(out.dtype)
+        sums = (to_in[: work.channels], to_in[work.channels :], to_out[...], to_vectors[...])
+        for out, total in zip(results, sums, strict=True):
+            out[0] = total.astype(out.dtype)
 
 
 def _totals(middle: Middle, work: Work) -> list[Array]:

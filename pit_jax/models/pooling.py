@@ -7,12 +7,14 @@ stays as the plain definition that the others are tested against.
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from pit_jax.models import lowerings
+from pit_jax.models.sharded_kernel import per_batch_shard
 
 WINDOW = 3
 STRIDE = 2
@@ -40,8 +42,16 @@ def grouped_convolution(maps: jax.Array, kernel: jax.Array, bias: jax.Array) -> 
     return pooled + bias.reshape(1, 1, 1, -1)
 
 
+@jax.custom_vjp
 def dense_convolution(maps: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """The same sum as an ungrouped convolution, its kernel zero off each channel's own outputs."""
+    """The same sum as an ungrouped convolution, its kernel zero off each channel's own outputs.
+
+    Devices exchange the kernel's gradient alone, and not that of the zeros.
+    """
+    return _dense(maps, kernel, bias)
+
+
+def _dense(maps: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     channels, multiplier = maps.shape[-1], kernel.shape[-1] // maps.shape[-1]
     per_channel = kernel.reshape(WINDOW, WINDOW, channels, multiplier)
     own_outputs = jnp.eye(channels, dtype=kernel.dtype).reshape(1, 1, channels, channels, 1)
@@ -54,6 +64,28 @@ def dense_convolution(maps: jax.Array, kernel: jax.Array, bias: jax.Array) -> ja
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     return pooled + bias.reshape(1, 1, 1, -1)
+
+
+def _dense_forward(
+    maps: jax.Array, kernel: jax.Array, bias: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    return _dense(maps, kernel, bias), (maps, kernel, bias)
+
+
+def _dense_backward(kept: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, ...]:
+    maps, kernel, bias = kept
+
+    def of_share(maps: jax.Array, gradient: jax.Array, *weights: jax.Array) -> Any:
+        of_maps, *of_weights = jax.vjp(_dense, maps, *weights)[1](gradient)
+        return (of_maps,), tuple(of_weights)
+
+    (of_maps,), of_weights = per_batch_shard(
+        of_share, maps, gradient, shared=(kernel, bias), sums=True
+    )
+    return of_maps, *of_weights
+
+
+dense_convolution.defvjp(_dense_forward, _dense_backward)
 
 
 @jax.custom_vjp

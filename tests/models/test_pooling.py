@@ -1,6 +1,9 @@
 """Every lowering of the pooling is the convolution that PyTorch computes."""
 
 import functools
+import math
+import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from pit_jax import parallel
 from pit_jax.models import pooling
 
 
@@ -57,6 +61,40 @@ def test_gradients_equal_the_definition(lowering: str):
 
     for found, expected in zip(gradients(lowering), gradients("grouped"), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_devices_exchange_no_gradient_of_zeros():
+    """Of the dense kernel (3, 3, 16, 32) they add up what is not zero by construction."""
+    mesh = parallel.make_mesh()
+    rng = np.random.default_rng(0)
+    shapes = (8, 6, 6, 16), (3, 3, 1, 32), (32,)
+    maps, kernel, bias = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+    whole = parallel.replicated(mesh)
+    placed = (
+        jax.device_put(maps, parallel.batch_sharding(mesh)),
+        *jax.device_put((kernel, bias), whole),
+    )
+
+    def gradients(lowering: str, *inputs: jax.Array) -> Any:
+        def loss(*inputs: jax.Array) -> jax.Array:
+            pooled = pooling.depthwise_pool(*inputs, lowering=lowering)
+            return (pooled * jnp.cos(jnp.arange(32.0)).reshape(1, 1, 1, 32)).sum()
+
+        return jax.grad(loss, argnums=(0, 1, 2))(*inputs)
+
+    program = jax.jit(gradients, static_argnums=0).lower("dense", *placed).compile()
+    for found, expected in zip(
+        program(*placed), gradients("grouped", maps, kernel, bias), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    reduced = re.findall(r"= (\(?\w+\[.*?) all-reduce", program.as_text())
+    sizes = [
+        math.prod(map(int, shape.split(",")))
+        for line in reduced
+        for shape in re.findall(r"\[([\d,]+)\]", line)
+    ]
+    assert sizes
+    assert max(sizes) == kernel.size
 
 
 def test_no_grouped_convolution_on_cpu():

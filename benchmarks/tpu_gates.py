@@ -17,8 +17,7 @@ second and chip on 256 chips relative to 8, and relative to no exchanges. All mo
 that the network is the only difference.
 
 Estimates only, of which docs/performance.md says how far to trust them. With its schedules written
-a training step compiles in three to five minutes on two cores in plain JAX and in two to four as it
-is, an inference step in two and one.
+a training step compiles in three to five minutes on two cores, an inference step in one or two.
 """
 
 import argparse

@@ -61,7 +61,7 @@ def load(*, schedules: bool = True) -> Path:
     The first call decides.
 
     Args:
-      schedules: has the compiler write them down, which takes it about as long as all else.
+      schedules: has the compiler write them down, which takes it several times as long.
 
     Raises:
       ValueError: libtpu is not installed.

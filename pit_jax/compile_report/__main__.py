@@ -27,7 +27,9 @@ def run() -> None:
     flags.DEFINE_enum("program", "train", ["train", "inference"], "Which step.")
     flags.DEFINE_integer("batch_size", None, "Images of all devices; default: the config's.")
     flags.DEFINE_bool(
-        "schedules", True, "Read the schedules of kernels; without, it compiles in a fraction of the time."
+        "schedules",
+        True,
+        "Read the schedules of kernels; without, it compiles several times as fast.",
     )
     flags.DEFINE_string("output", None, "Where to save the report as JSON.")
     flags.DEFINE_string("compare", None, "A saved report to print beside this one.")

@@ -24,10 +24,10 @@ Array = tuple[tuple[int, ...], Any]
 
 # Rows of a register in bfloat16: what sizes have to be multiples of.
 ROWS = 16
-# Of the hidden layer of a program, likewise: larger ones are worked on slice by slice.
-_SLICE_SIZE = 1280 * 1024
 # Of the maps of one image, which bounds the time that a program takes to compile.
 _PROGRAM_REGISTERS = 4096
+# Values of a hidden layer that are worked on at a time, which bounds the same.
+_SLICE_SIZE = 1280 * 1024
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,12 +42,16 @@ def grouped_convolution(maps: jax.Array, kernel: jax.Array, bias: jax.Array) -> 
     return pooled + bias.reshape(1, 1, 1, -1)
 
 
-@jax.custom_vjp
 def dense_convolution(maps: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     """The same sum as an ungrouped convolution, its kernel zero off each channel's own outputs.
 
     Devices exchange the kernel's gradient alone, and not that of the zeros.
     """
+    return _dense_by_shares(maps, kernel, bias)
+
+
+@jax.custom_vjp
+def _dense_by_shares(maps: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     return _dense(maps, kernel, bias)
 
 
@@ -85,7 +89,7 @@ def _dense_backward(kept: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[j
     return of_maps, *of_weights
 
 
-dense_convolution.defvjp(_dense_forward, _dense_backward)
+_dense_by_shares.defvjp(_dense_forward, _dense_backward)
 
 
 @jax.custom_vjp

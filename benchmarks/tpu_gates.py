@@ -148,7 +148,7 @@ def stages(config: PiTConfig | ViTConfig) -> list[tuple[int, int, int]]:
     return list(zip(tokens, config.widths, heads, strict=True))
 
 
-def product_cycles(config: PiTConfig | ViTConfig, program: str) -> float:
+def product_cycles(config: PiTConfig | ViTConfig, kind: str) -> float:
     """Cycles of an image that the products of all blocks take at least on the matrix units of a v4,
     v5e or v5p, four of 128 x 128: the contracted axis, and the columns of one operand, in multiples
     of 128, rows of the other one as they are. Tokens count as they are too, as if images lay side
@@ -156,7 +156,7 @@ def product_cycles(config: PiTConfig | ViTConfig, program: str) -> float:
 
     Args:
       config: of the model.
-      program: "train", which adds every product's two gradients and computes the maps again, or
+      kind: "train", which adds every product's two gradients and computes the maps again, or
         "inference".
     """
 
@@ -171,7 +171,7 @@ def product_cycles(config: PiTConfig | ViTConfig, program: str) -> float:
         products = sum(tokens * padded(taken) * given for taken, given in layers)
         maps = tokens * padded(head_width) * columns, head_width * columns * columns
         products += heads * sum(maps)
-        if program == "train":
+        if kind == "train":
             for taken, given in layers:
                 products += tokens * (
                     taken * padded(given) + min(taken, given) * padded(max(taken, given))

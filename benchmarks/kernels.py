@@ -24,8 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 from measuring import Program, machine, one_line, table, time_together
 
-from pit_jax.models import attention, gelu, layer_norm, linear, patches, pooling, zoo
-from pit_jax.models.config import PiTConfig, ViTConfig
+from pit_jax.models import zoo
+from pit_jax.models.pit.config import PiTConfig
+from pit_jax.models.vit.config import ViTConfig
+from pit_jax.ops import attention, gelu, layer_norm, linear, patches, pooling
 
 MODELS = ("pit_ti", "pit_xs", "pit_s", "pit_b", "vit_s")
 OPERATIONS = ("attention", "pooling", "patches", "gelu", "layer_norm", "linear")

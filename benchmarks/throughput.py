@@ -50,9 +50,9 @@ import numpy as np
 from measuring import Program, Timing, compiled_peak, machine, one_line, table, time_together
 
 from pit_jax.flops import model_flops
-from pit_jax.models import params as parameters
-from pit_jax.models import zoo
-from pit_jax.models.config import PiTConfig, ViTConfig
+from pit_jax.models import parameters, zoo
+from pit_jax.models.pit.config import PiTConfig
+from pit_jax.models.vit.config import ViTConfig
 from pit_jax.training.flops_rate import peak_flops
 
 MODELS = ("pit_ti", "pit_xs", "pit_s", "pit_b", "vit_ti", "vit_s", "vit_b")

@@ -25,10 +25,12 @@ from tpu_gates import PLAIN, stages
 from pit_jax.compile_report import chips, libtpu, measure
 from pit_jax.compile_report.hlo import Module
 from pit_jax.compile_report.text import table
-from pit_jax.models import lowerings, zoo
-from pit_jax.models.config import PiTConfig, ViTConfig
+from pit_jax.models import zoo
 from pit_jax.models.initializers import torch_default_init
 from pit_jax.models.layers import Block, DropRates, Recorder
+from pit_jax.models.pit.config import PiTConfig
+from pit_jax.models.vit.config import ViTConfig
+from pit_jax.ops import lowerings
 
 # The first of a slice that every family has.
 SLICES = {"v4": "v4:1x1x1", "v5e": "v5e:1x1", "v5p": "v5p:1x1x1", "v6e": "v6e:1x1"}

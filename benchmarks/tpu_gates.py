@@ -36,8 +36,10 @@ from pit_jax.compile_report import chips, libtpu, measure, program
 from pit_jax.compile_report.hlo import Module
 from pit_jax.compile_report.report import Report
 from pit_jax.compile_report.text import table
-from pit_jax.models import attention_tpu, lowerings, zoo
-from pit_jax.models.config import PiTConfig, ViTConfig
+from pit_jax.models import zoo
+from pit_jax.models.pit.config import PiTConfig
+from pit_jax.models.vit.config import ViTConfig
+from pit_jax.ops import attention_tpu, lowerings
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "deit.py"
 PLAIN = {

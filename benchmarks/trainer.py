@@ -158,16 +158,15 @@ def _tiny_experiment(steps: int) -> Any:
 
 def checkpoint(repeats: int, scratch: Path) -> list[Figure]:
     """How long a save blocks, and how long until it is on disk."""
-    from pit_jax import parallel
-    from pit_jax.models import params as parameters
-    from pit_jax.models import zoo
+    from pit_jax import sharding
+    from pit_jax.models import parameters, zoo
     from pit_jax.optim.optimizers import make_optimizer
     from pit_jax.training.checkpoints import Checkpoints
     from pit_jax.training.state import create_state
 
     _, values = parameters.split(zoo.build(zoo.model_config("pit_s"), seed=0))
     state = create_state(
-        values, make_optimizer("adamw", 1e-3), parallel.make_mesh(), ema=True, seed=0
+        values, make_optimizer("adamw", 1e-3), sharding.make_mesh(), ema=True, seed=0
     )
     jax.block_until_ready(state)
     blocked, written = [], []

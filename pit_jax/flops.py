@@ -9,10 +9,11 @@ import dataclasses
 import functools
 import operator
 
-from pit_jax.models.config import PiTConfig, ViTConfig
-from pit_jax.models.convnet_config import RESNET_PATCH, RegNetConfig, ResNetConfig
-from pit_jax.models.pooling import WINDOW
+from pit_jax.models.convnet.config import RESNET_PATCH, RegNetConfig, ResNetConfig
+from pit_jax.models.pit.config import PiTConfig
+from pit_jax.models.vit.config import ViTConfig
 from pit_jax.models.zoo import ModelConfig
+from pit_jax.ops.pooling import WINDOW
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@ shapes.
 """
 
 import os
+import runpy
 import shutil
 import tempfile
 from pathlib import Path
@@ -19,6 +20,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 
 import jax
 import pytest
+from ml_collections import ConfigDict
 
 # One cache of compiled programs and prepared data for a whole run: its workers and the programs
 # they start inherit the name from the process that began it.
@@ -57,7 +59,7 @@ def pytest_sessionfinish() -> None:
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """Recorded reference numbers."""
-    return Path(__file__).parent / "data"
+    return Path(__file__).parent / "fixtures"
 
 
 @pytest.fixture(scope="session")
@@ -66,3 +68,9 @@ def timm() -> ModuleType:
     from pit_jax.weights.verify import import_timm
 
     return import_timm()
+
+
+@pytest.fixture
+def config() -> ConfigDict:
+    """The smallest real experiment, `tiny.py`, to be changed."""
+    return runpy.run_path(str(Path(__file__).with_name("tiny.py")))["get_config"]()

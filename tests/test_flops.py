@@ -6,8 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pit_jax import flops
-from pit_jax.models import params as parameters
-from pit_jax.models import zoo
+from pit_jax.models import parameters, zoo
 
 # Parameters, and multiply-accumulates of one 224x224 image in G, counted on the reference code.
 FACTS = {

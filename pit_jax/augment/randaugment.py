@@ -16,15 +16,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from pit_jax.augment.policy import (
-    ENHANCING,
-    FILL,
-    GEOMETRIC,
-    KNOWN,
-    OPERATIONS,
-    Policy,
-    argument,
-)
+from pit_jax.augment.policy import ENHANCING, FILL, GEOMETRIC, KNOWN, OPERATIONS, Policy, argument
 
 NOTHING = -1
 LEVELS = 256

@@ -43,7 +43,7 @@ def set_up_compilation_cache() -> None:
     """Keeps compiled programs between runs, unless JAX is already told where."""
     import jax
 
-    from pit_jax.data.sources import cache_dir
+    from pit_jax.files import cache_dir
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))

@@ -56,14 +56,14 @@ def _main(arguments: Sequence[str]) -> None:
         console.fail(f"unexpected argument {arguments[1]!r}: options are written --name=value")
     console.set_up_logging()
     console.set_up_compilation_cache()
-    from pit_jax import parallel
+    from pit_jax import processes
     from pit_jax.training import loop, setup
     from pit_jax.training.checkpoints import CheckpointError
     from pit_jax.training.window import TrainingError
 
     options = flags.FLAGS
     console.or_fail(
-        parallel.start_processes,
+        processes.start_processes,
         options.coordinator,
         options.num_processes,
         options.process_id,

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from ml_collections import config_dict
 
-from pit_jax import parallel
+from pit_jax import sharding
 from pit_jax.compile_report import libtpu
 from pit_jax.models import zoo
 from pit_jax.training import build
@@ -83,7 +83,7 @@ def experiment_on(
         )
     return make_experiment(
         config,
-        parallel.make_mesh(config.fsdp, devices),
+        sharding.make_mesh(config.fsdp, devices),
         num_classes=config.model.num_classes or zoo.model_config(config.model.name).num_classes,
         num_examples=max(NUM_EXAMPLES, config.batch_size),
     )
@@ -135,14 +135,14 @@ def _lower_train(experiment: Experiment) -> jax.stages.Lowered:
 def _lower_inference(experiment: Experiment) -> jax.stages.Lowered:
     values = _sharded(experiment.abstract, experiment)
     batch = build.abstract_batch(experiment, experiment.config.eval_batch_size)
-    everywhere = parallel.replicated(experiment.mesh)
+    everywhere = sharding.replicated(experiment.mesh)
     sums = jax.tree.map(lambda leaf: _place(leaf, everywhere), jax.eval_shape(zero_sums))
     step = jitted_eval_step(experiment.learner.graphdef, experiment.mesh)
     return step.lower(values, batch, sums)
 
 
 def _sharded(values: Any, experiment: Experiment) -> Any:
-    shardings = parallel.state_shardings(experiment.mesh, values)
+    shardings = sharding.state_shardings(experiment.mesh, values)
     return jax.tree.map(_place, values, shardings)
 
 

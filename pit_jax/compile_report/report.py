@@ -80,7 +80,7 @@ class Estimate:
 
     Attributes:
       clock: Hz.
-      xla_cycles: of all that XLA compiled, of these `attention_cycles` in models/attention*.py.
+      xla_cycles: of all that XLA compiled, of these `attention_cycles` in ops/attention*.py.
       kernel_cycles: of Pallas kernels, by their static schedules.
       compute_seconds: of both.
       collective_seconds: by the links' bandwidth, none of it hidden behind computation.

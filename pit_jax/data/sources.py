@@ -7,7 +7,6 @@ encoded image and its label; decoding belongs to the pipeline's threads. Folders
 
 import contextlib
 import io
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from pit_jax.data import folders
 from pit_jax.data.digits import Digits
 from pit_jax.data.examples import Example, Source
 from pit_jax.errors import suggestion
+from pit_jax.files import cache_dir
 
 RANDOM_ACCESS = tfds.core.FileFormat.ARRAY_RECORD
 # TFDS then hands out images as the bytes of their files.
@@ -84,12 +84,6 @@ def _check_files(name: str, builder: tfds.core.DatasetBuilder, split: str) -> No
             "again, or remove the folder and run: "
             f"python -m pit_jax.data.prepare {name}"
         )
-
-
-def cache_dir() -> Path:
-    """Where data sets and compilations are kept: $PIT_JAX_CACHE, else the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pit_jax"
-    return Path(os.environ.get("PIT_JAX_CACHE", default))
 
 
 def prepare_digits(data_dir: str | None = None) -> Digits:

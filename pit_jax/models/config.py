@@ -1,5 +1,5 @@
-"""What defines an architecture, checked when it is made: one dataclass per family, the transformers
-here, the convolutional networks in `convnet_config`.
+"""Shared fields and checks of the configurations: one frozen dataclass per family, checked when it
+is made.
 
 Every family has `image_size` (height, width), `in_channels`, `num_classes` (0: no head, pooled
 features) and `drop_path_rate`; and tells the `strides` (image pixels per position), `widths`
@@ -8,12 +8,10 @@ features) and `drop_path_rate`; and tells the `strides` (image pixels per positi
 
 import dataclasses
 
-from pit_jax.models import pooling
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _TransformerConfig:
-    """What transformers on patches share."""
+class TransformerConfig:
+    """Fields shared by the transformers on patches."""
 
     patch_size: int
     image_size: tuple[int, int] = (224, 224)  # height, width
@@ -38,110 +36,6 @@ class _TransformerConfig:
     def class_tokens(self) -> int:
         """T: the class token, and the distillation token of a distilled model."""
         return 2 if self.distilled else 1
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PiTConfig(_TransformerConfig):
-    """One PiT architecture. Sequences have an entry per stage; one stage is a plain transformer.
-
-    The defaults that matter come from the paper's Table 1 rows in `zoo.py`; here only what all rows
-    share.
-
-    Raises:
-      ValueError: sequences of different lengths, a width its heads do not divide, a width that is
-        no multiple of the one before (the pooling is depthwise), an image smaller than a patch, a
-        rate outside [0, 1).
-    """
-
-    stride: int
-    widths: tuple[int, ...]
-    depths: tuple[int, ...]
-    heads: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        if not len(self.widths) == len(self.depths) == len(self.heads) >= 1:
-            raise ValueError(
-                "widths, depths and heads need one entry per stage, found "
-                f"{len(self.widths)}, {len(self.depths)} and {len(self.heads)} entries"
-            )
-        super().__post_init__()
-        check_positive(self, "stride")
-        for width, heads in zip(self.widths, self.heads, strict=True):
-            check_heads(width, heads)
-        for narrow, wide in zip(self.widths, self.widths[1:], strict=False):
-            if wide % narrow:
-                raise ValueError(
-                    f"pooling needs widths that are multiples of the last: {narrow}, then {wide}"
-                )
-
-    @property
-    def grids(self) -> tuple[tuple[int, int], ...]:
-        """Map height and width of every stage; pixels past the last whole patch are unseen."""
-        height, width = ((size - self.patch_size) // self.stride + 1 for size in self.image_size)
-        grids = [(height, width)]
-        for _ in self.widths[1:]:
-            height, width = pooling.pooled_size(height), pooling.pooled_size(width)
-            grids.append((height, width))
-        return tuple(grids)
-
-    @property
-    def strides(self) -> tuple[int, ...]:
-        """Image pixels per map position of every stage."""
-        return tuple(self.stride * pooling.STRIDE**stage for stage in range(len(self.widths)))
-
-    @property
-    def drop_path_rates(self) -> tuple[float, ...]:
-        """Stochastic depth of every block: rate * i / N over all N blocks, so the last stays below
-        `rate`.
-
-        As the official code; timm spaces to i / (N - 1) instead.
-        """
-        blocks = sum(self.depths)
-        return tuple(self.drop_path_rate * block / blocks for block in range(blocks))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ViTConfig(_TransformerConfig):
-    """One plain vision transformer (Dosovitskiy et al. 2021), or DeiT (Touvron et al. 2021), which
-    is the same network; `distilled` adds DeiT's distillation token and its head.
-
-    Raises:
-      ValueError: a width its heads do not divide, an image smaller than a patch, a rate outside
-        [0, 1), a count below 1.
-    """
-
-    width: int
-    heads: int
-    depth: int = 12
-    patch_size: int = 16
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive(self, "depth")
-        check_heads(self.width, self.heads)
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Channels of the only map."""
-        return (self.width,)
-
-    @property
-    def grids(self) -> tuple[tuple[int, int], ...]:
-        """Patches down and across; pixels past the last whole patch are unseen."""
-        height, width = (size // self.patch_size for size in self.image_size)
-        return ((height, width),)
-
-    @property
-    def strides(self) -> tuple[int, ...]:
-        """Image pixels per patch."""
-        return (self.patch_size,)
-
-    @property
-    def drop_path_rates(self) -> tuple[float, ...]:
-        """Stochastic depth of every block, from 0 to `drop_path_rate`, both included, as DeiT's
-        code.
-        """
-        return linear_rates(self.drop_path_rate, self.depth)
 
 
 def linear_rates(rate: float, blocks: int) -> tuple[float, ...]:

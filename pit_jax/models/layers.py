@@ -15,18 +15,18 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from pit_jax.errors import suggestion
-from pit_jax.models import branch_middle, branch_tpu
-from pit_jax.models.attention import (
+from pit_jax.models.initializers import LinearInit, constant
+from pit_jax.ops import branch_middle, branch_tpu
+from pit_jax.ops.attention import (
     attention_weights,
     projected_heads,
     self_attention,
     weighted_values,
 )
-from pit_jax.models.branch import Branch, residual_branch
-from pit_jax.models.gelu import gelu
-from pit_jax.models.initializers import LinearInit, constant
-from pit_jax.models.layer_norm import EPSILON, LayerNorm
-from pit_jax.models.linear import Linear
+from pit_jax.ops.branch import Branch, residual_branch
+from pit_jax.ops.gelu import gelu
+from pit_jax.ops.layer_norm import EPSILON, LayerNorm
+from pit_jax.ops.linear import Linear
 
 # What a model gives: logits (B, K), or in training those of both heads of a distilled one.
 Logits = jax.Array | tuple[jax.Array, jax.Array]

@@ -12,13 +12,14 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from pit_jax.errors import suggestion
-from pit_jax.models import params as parameters
-from pit_jax.models.config import PiTConfig, ViTConfig
-from pit_jax.models.convnet_config import RegNetConfig, ResNetConfig
-from pit_jax.models.pit import PiT
-from pit_jax.models.regnet import RegNet
-from pit_jax.models.resnet import ResNet
-from pit_jax.models.vit import ViT
+from pit_jax.models import parameters
+from pit_jax.models.convnet.config import RegNetConfig, ResNetConfig
+from pit_jax.models.convnet.regnet import RegNet
+from pit_jax.models.convnet.resnet import ResNet
+from pit_jax.models.pit.config import PiTConfig
+from pit_jax.models.pit.model import PiT
+from pit_jax.models.vit.config import ViTConfig
+from pit_jax.models.vit.model import ViT
 
 ModelConfig = PiTConfig | ViTConfig | ResNetConfig | RegNetConfig
 Model = PiT | ViT | ResNet | RegNet

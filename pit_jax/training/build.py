@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from pit_jax import flops, parallel
+from pit_jax import flops, sharding
 from pit_jax.data import pipeline
 from pit_jax.data.loading import BadImageError
-from pit_jax.models import lowerings, zoo
-from pit_jax.models import params as parameters
+from pit_jax.models import parameters, zoo
+from pit_jax.ops import lowerings
 from pit_jax.training.checkpoints import Checkpoints, Progress
 from pit_jax.training.placement import placement
 from pit_jax.training.reporting import duration
@@ -103,8 +103,8 @@ def teacher_params(setup: Setup) -> parameters.Params:
     else:
         values = _load("config.distillation.teacher_weights", weights, setup.teacher_config)
     logger.info("teacher %s from %s", setup.config.distillation.teacher, weights)
-    shardings = parallel.state_shardings(setup.mesh, values)
-    return jax.tree.map(parallel.shard, values, shardings)
+    shardings = sharding.state_shardings(setup.mesh, values)
+    return jax.tree.map(sharding.shard, values, shardings)
 
 
 def abstract_batch(
@@ -117,7 +117,7 @@ def abstract_batch(
     }
     if canvas is not None:
         shapes |= {"extent": ((size, 2), "int32"), "rows_first": ((size,), "bool")}
-    rows = parallel.batch_sharding(setup.mesh)
+    rows = sharding.batch_sharding(setup.mesh)
     return {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
         for name, (shape, dtype) in shapes.items()
@@ -134,9 +134,9 @@ def jitted_step(setup: Experiment, state: Any) -> Any:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = make_train_step(setup.learner, setup.config)
     return jax.jit(
-        lowerings.compiling_for(parallel.platform(setup.mesh))(step),
+        lowerings.compiling_for(sharding.platform(setup.mesh))(step),
         donate_argnums=0,
-        out_shardings=(shardings, parallel.replicated(setup.mesh)),
+        out_shardings=(shardings, sharding.replicated(setup.mesh)),
     )
 
 
@@ -232,7 +232,7 @@ class TrainBatches:
         """A batch, and what had to be replaced in it: to be counted when it is used, not before."""
         rows = dict(next(self._rows))
         replaced = rows.pop("replaced")
-        batch = parallel.to_global(self._mesh, rows)
+        batch = sharding.to_global(self._mesh, rows)
         return batch, {int(index) for index in replaced[replaced >= 0]}
 
     def count_bad_images(self) -> int:

@@ -27,9 +27,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from pit_jax import parallel
-from pit_jax.models import params as parameters
-from pit_jax.models import zoo
+from pit_jax import processes, sharding
+from pit_jax.models import parameters, zoo
 from pit_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -178,7 +177,7 @@ class Checkpoints:
                 restored = self._restore(step, abstract, seed)
             except Exception as error:  # damage shows in whatever way the reading library fails
                 failure = error
-            if parallel.all_agree(failure is None):
+            if processes.all_agree(failure is None):
                 return restored
             self._set_aside(step, failure)
             lost.append(step)
@@ -195,8 +194,8 @@ class Checkpoints:
         items["progress"] = ocp.args.JsonRestore()
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         state = TrainState(
-            step=parallel.shard(np.int32(step), abstract.step.sharding),
-            seed=parallel.shard(np.int32(seed), abstract.seed.sharding),
+            step=sharding.shard(np.int32(step), abstract.step.sharding),
+            seed=sharding.shard(np.int32(seed), abstract.seed.sharding),
             params=restored["params"],
             statistics=restored.get("statistics") or {},
             optimizer=restored["optimizer"]["state"],
@@ -246,7 +245,7 @@ class Checkpoints:
                 self.path(step).rename(damaged)
             except OSError as error:
                 failed = error
-        if not parallel.all_agree(failed is None):
+        if not processes.all_agree(failed is None):
             raise CheckpointError(
                 f"cannot rename {self.path(step)}, which is damaged, to {damaged.name}: "
                 f"{failed or 'the first process tells why'}; move it away"

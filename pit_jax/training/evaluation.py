@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from pit_jax import parallel
+from pit_jax import sharding
 from pit_jax.data.folders import PREFIX
 from pit_jax.data.images import check_protocol
 from pit_jax.data.pipeline import Reading, eval_batches
 from pit_jax.data.sources import Source, open_source
-from pit_jax.models import lowerings, zoo
-from pit_jax.models import params as parameters
+from pit_jax.models import parameters, zoo
+from pit_jax.ops import lowerings
 from pit_jax.training.config import TrainConfig
 from pit_jax.training.step import make_eval_step, zero_sums
 from pit_jax.weights import files, load
@@ -27,7 +27,7 @@ from pit_jax.weights.match import identify
 def jitted_eval_step(graphdef: nnx.GraphDef, mesh: Mesh) -> Any:
     """The evaluation step as it runs on a mesh; the sums given to it are consumed."""
     step = make_eval_step(graphdef)
-    return jax.jit(lowerings.compiling_for(parallel.platform(mesh))(step), donate_argnums=2)
+    return jax.jit(lowerings.compiling_for(sharding.platform(mesh))(step), donate_argnums=2)
 
 
 def make_evaluator(
@@ -46,9 +46,9 @@ def make_evaluator(
     eval_step = jitted_eval_step(graphdef, mesh)
 
     def evaluate(params: parameters.Params) -> dict[str, float]:
-        sums = jax.device_put(zero_sums(), parallel.replicated(mesh))
+        sums = jax.device_put(zero_sums(), sharding.replicated(mesh))
         for batch in batches:
-            sums = eval_step(params, parallel.to_global(mesh, batch), sums)
+            sums = eval_step(params, sharding.to_global(mesh, batch), sums)
         totals = {name: value.item() for name, value in jax.device_get(sums).items()}
         count = totals.pop("count")
         return {name: total / count for name, total in totals.items()} | {"count": count}
@@ -147,8 +147,8 @@ def evaluate_weights(
     source = open_source(protocol.data, protocol.split, protocol.data_dir)
     _check_classes(file, config.num_classes, protocol, source)
     graphdef, _ = zoo.abstract(config, dtype=jnp.dtype(protocol.dtype))
-    mesh = parallel.make_mesh()
-    params = jax.device_put(load.fit(file, config), parallel.replicated(mesh))
+    mesh = sharding.make_mesh()
+    params = jax.device_put(load.fit(file, config), sharding.replicated(mesh))
     batches = eval_batches(
         source,
         image_size=config.image_size,

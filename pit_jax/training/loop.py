@@ -14,9 +14,10 @@ from collections.abc import Iterator
 import jax
 from ml_collections import config_dict
 
-from pit_jax import parallel
+from pit_jax import processes
 from pit_jax.data.loading import BadImageError
-from pit_jax.models import params as parameters
+from pit_jax.files import replace_file
+from pit_jax.models import parameters
 from pit_jax.training.build import (
     TrainBatches,
     compile_step,
@@ -35,7 +36,7 @@ from pit_jax.training.setup import Setup, prepare, record, record_of
 from pit_jax.training.stopping import orderly
 from pit_jax.training.window import TrainingError, Window
 from pit_jax.weights.cards import make_card
-from pit_jax.weights.files import DIRECTORY_FILE, replace_file, write_weights
+from pit_jax.weights.files import DIRECTORY_FILE, write_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,7 +275,7 @@ def _finished(setup: Setup) -> Result | None:
 def _export(setup: Setup, values: parameters.Params) -> str:
     """Leaves the values in the run directory as a weights file; returns its path."""
     path = setup.workdir / DIRECTORY_FILE
-    whole = parallel.gather(values)
+    whole = processes.gather(values)
     if jax.process_index() == 0:
         card = make_card(setup.config.model.name, setup.model_config, source=str(setup.workdir))
         card["evaluation"] = protocol_of(setup.config)

@@ -16,8 +16,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pit_jax.files import replace_file
 from pit_jax.training.curves import draw_curves
-from pit_jax.weights.files import replace_file
 
 logger = logging.getLogger(__name__)
 

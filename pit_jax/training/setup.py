@@ -13,13 +13,13 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import config_dict
 
-from pit_jax import losses, parallel
+from pit_jax import losses, sharding
 from pit_jax.data.folders import FolderImages, check_splits
 from pit_jax.data.images import check_protocol
 from pit_jax.data.sources import Source, open_source
 from pit_jax.errors import suggestion
-from pit_jax.models import params as parameters
-from pit_jax.models import zoo
+from pit_jax.files import replace_file
+from pit_jax.models import parameters, zoo
 from pit_jax.optim.masks import layer_decay_scales
 from pit_jax.optim.optimizers import make_optimizer
 from pit_jax.optim.schedules import Curve, make_schedule, scaled_learning_rate
@@ -29,7 +29,6 @@ from pit_jax.training.durations import to_steps
 from pit_jax.training.placement import placement
 from pit_jax.training.step import Learner
 from pit_jax.training.workdir import changes, holds_work, versions, writable
-from pit_jax.weights.files import replace_file
 
 # As `distillation.teacher_weights`: the teacher's initial parameters, to try a machine with.
 UNTRAINED = "untrained"
@@ -108,7 +107,7 @@ def prepare(
     directory = writable(workdir)
     _check_batches(parsed, jax.device_count())
     placement(parsed)  # refuses what cannot be combined
-    mesh = parallel.make_mesh(parsed.fsdp)
+    mesh = sharding.make_mesh(parsed.fsdp)
     check_protocol(parsed.data.eval_protocol)
     # A mistake in the model is told before data is opened, and perhaps prepared.
     _model_config(parsed, parsed.model.num_classes or 1)
@@ -141,7 +140,7 @@ def make_experiment(
 
     Args:
       config: from a config file, with overrides.
-      mesh: of `parallel.make_mesh`, for `config.fsdp`.
+      mesh: of `sharding.make_mesh`, for `config.fsdp`.
       num_classes: of its data.
       num_examples: of its training split.
 
@@ -190,11 +189,11 @@ def _experiment(
 
 
 def _check_batches(config: TrainConfig, devices: int) -> None:
-    parallel.check_batch_size("config.eval_batch_size", config.eval_batch_size, devices)
-    parallel.check_batch_size("config.batch_size", config.batch_size, devices)
+    sharding.check_batch_size("config.eval_batch_size", config.eval_batch_size, devices)
+    sharding.check_batch_size("config.batch_size", config.batch_size, devices)
     if config.accumulate > 1:
         part = config.batch_size // config.accumulate
-        parallel.check_batch_size("config.batch_size / config.accumulate", part, devices)
+        sharding.check_batch_size("config.batch_size / config.accumulate", part, devices)
     augment = config.augment
     mixes = augment.mix_probability > 0 and (augment.mixup_alpha > 0 or augment.cutmix_alpha > 0)
     if mixes and (augment.mix_group % 2 or config.batch_size % augment.mix_group):

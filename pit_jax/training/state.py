@@ -10,8 +10,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from pit_jax import parallel
-from pit_jax.models import params as parameters
+from pit_jax import sharding
+from pit_jax.models import parameters
 
 
 @functools.partial(
@@ -69,10 +69,10 @@ def create_state(
 ) -> TrainState:
     """The state before the first step; each device is sent its shards of the host's values."""
     initialise = functools.partial(initial_state, optimizer=optimizer, ema=ema)
-    shardings = parallel.state_shardings(mesh, jax.eval_shape(initialise, values, seed=seed))
+    shardings = sharding.state_shardings(mesh, jax.eval_shape(initialise, values, seed=seed))
     values = jax.tree.map(np.asarray, values)
-    placed = jax.tree.map(parallel.shard, values, parallel.state_shardings(mesh, values))
-    placed_seed = parallel.shard(np.int32(seed), parallel.replicated(mesh))
+    placed = jax.tree.map(sharding.shard, values, sharding.state_shardings(mesh, values))
+    placed_seed = sharding.shard(np.int32(seed), sharding.replicated(mesh))
     return jax.jit(initialise, out_shardings=shardings)(placed, seed=placed_seed)
 
 
@@ -82,7 +82,7 @@ def abstract_state(
     """Shapes, dtypes and shardings of the state, nothing computed: what a restore needs."""
     initialise = functools.partial(initial_state, optimizer=optimizer, ema=ema)
     abstract = jax.eval_shape(initialise, values, seed=0)
-    return jax.tree.map(_place, abstract, parallel.state_shardings(mesh, abstract))
+    return jax.tree.map(_place, abstract, sharding.state_shardings(mesh, abstract))
 
 
 def _place(leaf: Any, sharding: jax.sharding.NamedSharding) -> jax.ShapeDtypeStruct:

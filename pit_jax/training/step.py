@@ -19,7 +19,7 @@ from pit_jax.augment.normalise import normalise
 from pit_jax.augment.resize import resize
 from pit_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
 from pit_jax.losses import cross_entropy, distillation_loss
-from pit_jax.models import params as parameters
+from pit_jax.models import parameters
 from pit_jax.training.config import TrainConfig
 from pit_jax.training.placement import placement
 from pit_jax.training.state import TrainState

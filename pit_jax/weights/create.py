@@ -5,8 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from pit_jax.models import params as parameters
-from pit_jax.models import zoo
+from pit_jax.models import parameters, zoo
 from pit_jax.weights import files
 from pit_jax.weights.files import Source
 from pit_jax.weights.load import fit, load_weights

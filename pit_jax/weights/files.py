@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from pit_jax.models import params as parameters
-from pit_jax.models import zoo
+from pit_jax.files import replace_file
+from pit_jax.models import parameters, zoo
 from pit_jax.weights import hub
 from pit_jax.weights.cards import Card, make_card
 
@@ -179,19 +178,6 @@ def check_suffix(path: Path, *, torch: bool) -> None:
         raise ValueError(
             f"expected a file name that ends in {' or '.join(suffixes)}, found {str(path)!r}"
         )
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Puts `content` at `path` in one step: a reader sees the old file or the whole new one."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with open(partial, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def import_torch(purpose: str) -> Any:

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pit_jax.errors import suggestion
-from pit_jax.models import params as parameters
-from pit_jax.models import zoo
+from pit_jax.models import parameters, zoo
 from pit_jax.weights import files
 from pit_jax.weights.match import (
     Comparison,
@@ -53,7 +52,7 @@ def load_weights(
       seed: of a fresh head.
 
     Returns:
-      Nested dict of float32 arrays, as `pit_jax.models.params.split` gives.
+      Nested dict of float32 arrays, as `pit_jax.models.parameters.split` gives.
 
     Raises:
       ValueError: a source that cannot be read; entries missing, unknown or mis-shaped, all of them

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from pit_jax.models import params as parameters
-from pit_jax.models import zoo
+from pit_jax.models import parameters, zoo
 from pit_jax.weights.cards import card_config
 from pit_jax.weights.files import WeightFile
 from pit_jax.weights.strict import Differences, Shape, differences

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from pit_jax.errors import suggestion
-from pit_jax.models.config import PiTConfig, ViTConfig
-from pit_jax.models.convnet_config import RegNetConfig, ResNetConfig
-from pit_jax.models.params import BATCH_STATS
+from pit_jax.models.convnet.config import RegNetConfig, ResNetConfig
+from pit_jax.models.parameters import BATCH_STATS
+from pit_jax.models.pit.config import PiTConfig
+from pit_jax.models.vit.config import ViTConfig
 
 Shape = tuple[int, ...]
 

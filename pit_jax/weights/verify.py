@@ -11,10 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from pit_jax.models import params as parameters
-from pit_jax.models import zoo
-from pit_jax.models.config import PiTConfig, ViTConfig
-from pit_jax.models.convnet_config import RegNetConfig, ResNetConfig
+from pit_jax.models import parameters, zoo
+from pit_jax.models.convnet.config import RegNetConfig, ResNetConfig
+from pit_jax.models.pit.config import PiTConfig
+from pit_jax.models.vit.config import ViTConfig
 from pit_jax.weights.files import WeightFile, import_torch
 from pit_jax.weights.load import to_torch
 from pit_jax.weights.match import FLOAT32, abstract_model, compare, describe, position_grid

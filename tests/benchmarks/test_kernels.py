@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pit_jax.models import attention, gelu, layer_norm, linear, pooling
+from pit_jax.ops import attention, gelu, layer_norm, linear, pooling
 
 pytestmark = pytest.mark.slow
 

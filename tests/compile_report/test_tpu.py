@@ -63,7 +63,7 @@ def test_a_sharded_training_step_on_a_slice(tmp_path: Path) -> None:
     assert {one["devices"] for one in saved["collectives"]} >= {2, 4}
     assert estimate["step_seconds"] > estimate["collective_seconds"] > 0
     assert len(saved["operations"]) == 10
-    assert any("pit_jax/models/pooling.py" in one["location"] for one in saved["operations"])
+    assert any("pit_jax/ops/pooling.py" in one["location"] for one in saved["operations"])
     assert any(one["backward"] for one in saved["operations"])
     assert not estimate["unknown_loops"]
     assert "images/s/chip" in printed

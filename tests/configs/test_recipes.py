@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from pit_jax.models import params as parameters
-from pit_jax.models import zoo
+from pit_jax.models import parameters, zoo
 from pit_jax.training import build, loop
 from pit_jax.training.checkpoints import restore_params
 from pit_jax.training.config import TrainConfig, parse

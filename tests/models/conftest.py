@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pit_jax.models import params as parameters
+from pit_jax.models import parameters
 from pit_jax.weights.files import WeightFile
 from pit_jax.weights.load import fit
 

@@ -18,9 +18,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from pit_jax.models import params as parameters
-from pit_jax.models import zoo
-from pit_jax.models.config import PiTConfig
+from pit_jax.models import parameters, zoo
+from pit_jax.models.pit.config import PiTConfig
 from pit_jax.weights.create import create_model
 from pit_jax.weights.files import WeightFile
 from pit_jax.weights.load import fit, load_weights, to_torch

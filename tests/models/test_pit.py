@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pit_jax.models import params as parameters
-from pit_jax.models import zoo
+from pit_jax.models import parameters, zoo
 
 TINY = {
     "image_size": 24,

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from pit_jax.models import params as parameters
-from pit_jax.models import zoo
-from pit_jax.models.convnet import BatchNorm
+from pit_jax.models import parameters, zoo
+from pit_jax.models.convnet.layers import BatchNorm
 from pit_jax.models.layers import Recorder
 from pit_jax.weights.load import to_torch
 

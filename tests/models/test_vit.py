@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pit_jax.models import params as parameters
-from pit_jax.models import zoo
+from pit_jax.models import parameters, zoo
 from pit_jax.weights.load import to_torch
 from pit_jax.weights.verify import import_timm
 

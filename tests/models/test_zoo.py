@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pit_jax.models import params as parameters
-from pit_jax.models import zoo
-from pit_jax.models.pit import PiT
-from pit_jax.models.regnet import RegNet
-from pit_jax.models.resnet import ResNet
-from pit_jax.models.vit import ViT
+from pit_jax.models import parameters, zoo
+from pit_jax.models.convnet.regnet import RegNet
+from pit_jax.models.convnet.resnet import ResNet
+from pit_jax.models.pit.model import PiT
+from pit_jax.models.vit.model import ViT
 
 SMALL = {
     "pit_ti": {"widths": [8, 16], "depths": [1, 1], "heads": [1, 2], "image_size": 32},

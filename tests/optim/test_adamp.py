@@ -10,7 +10,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from pit_jax.models import params as parameters
+from pit_jax.models import parameters
 from pit_jax.optim.adamp import adamp
 from pit_jax.optim.masks import weight_decay_mask
 

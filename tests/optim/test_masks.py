@@ -7,8 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from pit_jax.models import params as parameters
-from pit_jax.models import zoo
+from pit_jax.models import parameters, zoo
 from pit_jax.optim.masks import layer_decay_scales, layer_ids, weight_decay_mask
 from pit_jax.weights.tables import table_of
 

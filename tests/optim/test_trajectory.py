@@ -11,8 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from pit_jax.models import params as parameters
-from pit_jax.models import zoo
+from pit_jax.models import parameters, zoo
 from pit_jax.optim.optimizers import make_optimizer
 from pit_jax.weights.tables import table_of
 

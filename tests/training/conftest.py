@@ -1,19 +1,13 @@
-"""Runs of the smallest real experiment, `tiny.py`."""
+"""Runs of the smallest real experiment, `tests/tiny.py`."""
 
 import runpy
 from pathlib import Path
 
 import pytest
-from ml_collections import ConfigDict
 
 from pit_jax.training import loop
 
-TINY = Path(__file__).with_name("tiny.py")
-
-
-@pytest.fixture
-def config() -> ConfigDict:
-    return runpy.run_path(str(TINY))["get_config"]()
+TINY = Path(__file__).parents[1] / "tiny.py"
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pit_jax import parallel
+from pit_jax import sharding
 from pit_jax.training.checkpoints import CheckpointError, Checkpoints
 from pit_jax.training.state import TrainState
 
 
 def state_of(value: float, size: int = 8) -> TrainState:
-    place = parallel.replicated(parallel.make_mesh())
+    place = sharding.replicated(sharding.make_mesh())
     leaf = jax.device_put(jnp.full((size, size), value), place)
     return TrainState(
         step=jax.device_put(jnp.int32(0), place),

@@ -12,8 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from pit_jax import losses
-from pit_jax.models import params as parameters
-from pit_jax.models import zoo
+from pit_jax.models import parameters, zoo
 from pit_jax.training import build, step
 from pit_jax.training.setup import Setup, prepare
 from pit_jax.training.state import create_state
@@ -22,7 +21,7 @@ from pit_jax.weights.files import write_weights
 
 TEACHER = {"base_width": 2, "depths": (1, 1), "drop_path_rate": 0.5}
 TEACHER_CONFIG = zoo.model_config("resnet50", image_size=16, num_classes=10, **TEACHER)
-TINY = Path(__file__).with_name("tiny.py")
+TINY = Path(__file__).parents[1] / "tiny.py"
 
 
 @pytest.fixture(scope="module")

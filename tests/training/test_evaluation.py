@@ -6,8 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from pit_jax.models import params as parameters
-from pit_jax.models import zoo
+from pit_jax.models import parameters, zoo
 from pit_jax.training.evaluation import Protocol, evaluate_weights
 from pit_jax.weights.cards import make_card
 from pit_jax.weights.files import write_weights

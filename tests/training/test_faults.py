@@ -15,7 +15,7 @@ from pit_jax.training.checkpoints import CheckpointError
 from pit_jax.training.setup import prepare
 
 ROOT = Path(__file__).parents[2]
-TINY = Path(__file__).with_name("tiny.py")
+TINY = Path(__file__).parents[1] / "tiny.py"
 
 
 @pytest.fixture

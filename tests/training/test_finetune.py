@@ -11,8 +11,7 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 
-from pit_jax.models import params as parameters
-from pit_jax.models import zoo
+from pit_jax.models import parameters, zoo
 from pit_jax.training import build
 from pit_jax.training.checkpoints import Checkpoints
 from pit_jax.training.setup import Setup, prepare

@@ -14,7 +14,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from pit_jax import parallel
+from pit_jax import sharding
 from pit_jax.augment.normalise import normalise
 from pit_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
 from pit_jax.training import build, step
@@ -98,7 +98,7 @@ def test_a_batch_is_handed_over_ahead_by_a_thread_and_counted_when_used(
     """With this seed each of the first two batches has a damaged file."""
     threads: list[int] = []
     ahead = threading.Event()
-    hand_over = parallel.to_global
+    hand_over = sharding.to_global
 
     def watched(*operands: Any) -> Any:
         threads.append(threading.get_ident())
@@ -106,13 +106,13 @@ def test_a_batch_is_handed_over_ahead_by_a_thread_and_counted_when_used(
             ahead.set()
         return hand_over(*operands)
 
-    monkeypatch.setattr(parallel, "to_global", watched)
+    monkeypatch.setattr(sharding, "to_global", watched)
     folder.seed = 2
     rows = batches(folder, workdir, bad_images="skip")
     batch = next(rows)
     assert ahead.wait(timeout=60)
     assert threading.get_ident() not in threads
-    assert batch["image"].sharding == parallel.batch_sharding(parallel.make_mesh())
+    assert batch["image"].sharding == sharding.batch_sharding(sharding.make_mesh())
     time.sleep(0.1)  # for a count that does not wait
     assert len(rows.bad_images) == 1
     next(rows)

@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 import pit_jax
-from pit_jax.models import params as parameters
+from pit_jax.models import parameters
 from pit_jax.training import checkpoints, evaluation, loop
 from pit_jax.training.build import TrainBatches, compile_step, initial_values
 from pit_jax.training.setup import prepare
@@ -132,7 +132,7 @@ def test_an_interrupted_run_continues_bit_identically(
 def test_sharded_parameters_train_like_replicated_ones(
     finished: Path, config: ConfigDict, workdir: Path, monkeypatch
 ):
-    monkeypatch.setattr("pit_jax.parallel.MIN_SHARDED_SIZE", 64)
+    monkeypatch.setattr("pit_jax.sharding.MIN_SHARDED_SIZE", 64)
     config.fsdp = 4
     loop.train(config, workdir)
     losses = [
@@ -145,7 +145,7 @@ def test_sharded_parameters_train_like_replicated_ones(
 
 
 def test_the_state_is_sharded_where_it_is_large(config: ConfigDict, workdir: Path, monkeypatch):
-    monkeypatch.setattr("pit_jax.parallel.MIN_SHARDED_SIZE", 64)
+    monkeypatch.setattr("pit_jax.sharding.MIN_SHARDED_SIZE", 64)
     config.fsdp = 4
     setup = prepare(config, workdir)
     values = initial_values(setup)

@@ -18,19 +18,19 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from pit_jax.models import params as parameters
+from pit_jax.models import parameters
 from pit_jax.training import checkpoints
 
 ROOT = Path(__file__).parents[2]
-TINY = Path(__file__).with_name("tiny.py")
+TINY = Path(__file__).parents[1] / "tiny.py"
 DEADLINE = 240
 # One job of each kind runs by default: they take up to a minute, most of it until they have begun.
 slow = pytest.mark.slow
 # train.py, but splitting arrays over fsdp groups that it would think too small for it.
 PROGRAM = """
 import runpy
-from pit_jax import parallel
-parallel.MIN_SHARDED_SIZE = 64
+from pit_jax import sharding
+sharding.MIN_SHARDED_SIZE = 64
 runpy.run_path("train.py", run_name="__main__")
 """
 

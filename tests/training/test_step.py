@@ -11,21 +11,15 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from pit_jax import parallel
+from pit_jax import sharding
 from pit_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
-from pit_jax.models import lowerings, zoo
-from pit_jax.models import params as parameters
+from pit_jax.models import parameters, zoo
+from pit_jax.ops import lowerings
 from pit_jax.training.build import initial_values, jitted_step
 from pit_jax.training.config import AugmentConfig, DistillationConfig, ModelConfig, TrainConfig
 from pit_jax.training.setup import prepare
 from pit_jax.training.state import TrainState, create_state, initial_state
-from pit_jax.training.step import (
-    Learner,
-    loss_function,
-    make_eval_step,
-    make_train_step,
-    zero_sums,
-)
+from pit_jax.training.step import Learner, loss_function, make_eval_step, make_train_step, zero_sums
 
 OPTIONS = {
     "image_size": 8,
@@ -204,7 +198,7 @@ def test_in_bfloat16_all_that_is_kept_stays_float32(config: ConfigDict, workdir:
     setup = prepare(config, workdir)
     values, optimizer = initial_values(setup), setup.learner.optimizer
     state = create_state(values, optimizer, setup.mesh, ema=True, seed=0)
-    data = parallel.to_global(setup.mesh, batch(32))
+    data = sharding.to_global(setup.mesh, batch(32))
     lowered = jitted_step(setup, state).lower(state, {}, data)
     assert "bf16" in lowered.as_text()
     train_step = lowered.compile()
@@ -263,7 +257,7 @@ def test_evaluation_ranks_nan_last_and_ties_as_argmax():
     logits = jnp.array([[1.0, 1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0], [jnp.nan] * 7])
     data = {"image": jnp.zeros((3, 8, 8, 3), jnp.uint8), "label": jnp.array([0, 1, 0])}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pit_jax.models.params.merge", lambda graphdef, params: Given())
+        patch.setattr("pit_jax.models.parameters.merge", lambda graphdef, params: Given())
         sums = make_eval_step(None)({}, data, zero_sums())
     assert sums["top1"] == 1
     assert sums["top5"] == 2

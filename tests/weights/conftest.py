@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pit_jax.models import zoo
-from pit_jax.models.config import PiTConfig
+from pit_jax.models.pit.config import PiTConfig
 from pit_jax.weights.files import WeightFile
 from pit_jax.weights.match import parameter_shapes
 from pit_jax.weights.tables import table_of

@@ -5,8 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from pit_jax.models import params as parameters
-from pit_jax.models import zoo
+from pit_jax.models import parameters, zoo
 from pit_jax.weights.files import WeightFile
 from pit_jax.weights.load import fit, to_torch
 from pit_jax.weights.match import fitting_models, parameter_shapes

@@ -17,7 +17,7 @@ import torch
 
 from pit_jax.cli.convert import run
 from pit_jax.models import zoo
-from pit_jax.models.config import PiTConfig
+from pit_jax.models.pit.config import PiTConfig
 from pit_jax.weights import files
 from pit_jax.weights.cards import card_config, make_card
 from pit_jax.weights.load import fit, load_weights

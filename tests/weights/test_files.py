@@ -14,7 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from pit_jax.models.config import PiTConfig
+from pit_jax.models.pit.config import PiTConfig
 from pit_jax.weights import files
 from pit_jax.weights.cards import card_config, make_card
 

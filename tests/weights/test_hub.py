@@ -16,7 +16,7 @@ import pytest
 import safetensors.numpy
 import torch
 
-from pit_jax.models.config import PiTConfig
+from pit_jax.models.pit.config import PiTConfig
 from pit_jax.weights.files import WeightFile
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

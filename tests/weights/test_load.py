@@ -14,9 +14,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from pit_jax.models import params as parameters
-from pit_jax.models import zoo
-from pit_jax.models.config import PiTConfig
+from pit_jax.models import parameters, zoo
+from pit_jax.models.pit.config import PiTConfig
 from pit_jax.weights import files
 from pit_jax.weights.cards import make_card
 from pit_jax.weights.create import create_model

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pit_jax.models import zoo
-from pit_jax.models.config import PiTConfig
+from pit_jax.models.pit.config import PiTConfig
 from pit_jax.weights.match import parameter_shapes
 from pit_jax.weights.tables import OURS, Row, table_of
 

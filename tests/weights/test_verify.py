@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pit_jax.models import params as parameters
-from pit_jax.models import zoo
-from pit_jax.models.config import PiTConfig
+from pit_jax.models import parameters, zoo
+from pit_jax.models.pit.config import PiTConfig
 from pit_jax.weights.files import WeightFile
 from pit_jax.weights.load import fit
 from pit_jax.weights.verify import Difference, agrees, verify

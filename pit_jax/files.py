@@ -1,0 +1,24 @@
+"""Atomic replacement of files, and the user's cache directory."""
+
+import os
+import secrets
+from pathlib import Path
+
+
+def cache_dir() -> Path:
+    """Where data sets and compilations are kept: $PIT_JAX_CACHE, else the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pit_jax"
+    return Path(os.environ.get("PIT_JAX_CACHE", default))
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Puts `content` at `path` in one step: a reader sees the old file or the whole new one."""
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with open(partial, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -32,7 +32,7 @@ unless weights are given, in seconds, and reaches nothing.
 
 from ml_collections import ConfigDict
 
-from pit_jax.training.config import default_config
+from pit_jax.tasks.experiments import default_config
 
 SIZES = (224, 384)
 OPTIONS = ("transfer", "smoke")

@@ -45,7 +45,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pit_jax.training.config import default_config
+from pit_jax.tasks.experiments import default_config
 
 # The models of the column, with the top-1 in percent that the paper reports for them (Table 2).
 # ResNet-50 is trained so for Figure 2, which gives no number.

@@ -8,8 +8,8 @@ import pytest
 
 import pit_jax
 from pit_jax.models.zoo import POOLING_PAIRS
-from pit_jax.training.config import TrainConfig, parse
-from pit_jax.training.setup import prepare
+from pit_jax.tasks.classification.config import ClassificationConfig
+from pit_jax.tasks.experiments import parse, prepare
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -48,7 +48,7 @@ VARIANTS = {
 }
 
 
-def load(file: str, variant: str) -> TrainConfig:
+def load(file: str, variant: str) -> ClassificationConfig:
     return parse(runpy.run_path(str(CONFIGS / file))["get_config"](variant))
 
 
@@ -116,4 +116,4 @@ def test_the_smoke_variant_of_finetuning_can_run(tmp_path: Path, size: int, opti
     get_config = runpy.run_path(str(CONFIGS / "finetune.py"))["get_config"]
     setup = prepare(get_config(f"pit_b,{size}{option},smoke"), tmp_path)
     assert setup.steps.total == 4
-    assert setup.train_source.name == "digits/train"
+    assert setup.task.train_source.name == "digits/train"

@@ -110,7 +110,7 @@ def _close(name: str, known: Iterable[str], cutoff: float = 0.6) -> list[str]:
 
 def _is_free(names: list[str]) -> bool:
     """Whether a section takes any name: one that is empty by default, such as model.options."""
-    from pit_jax.training.config import default_config
+    from pit_jax.tasks.experiments import default_config
 
     node: Any = default_config()
     for name in names:

@@ -3,7 +3,6 @@
 python -m pit_jax.data.show --config=configs/digits.py --out=grid.png
 """
 
-import dataclasses
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,22 +27,23 @@ def show(config: Any, out: str | Path) -> None:
     Raises:
       ValueError: an experiment that cannot run, or a file that cannot be written.
     """
-    from pit_jax.training.build import TrainBatches
-    from pit_jax.training.setup import prepare
-    from pit_jax.training.step import augment, step_keys
+    from pit_jax.tasks.classification.task import Classification
+    from pit_jax.tasks.experiments import prepare
+    from pit_jax.training.batches import TrainBatches
+    from pit_jax.training.step import step_keys
 
     with tempfile.TemporaryDirectory() as workdir:
-        setup = prepare(config, workdir)
-        batch = next(TrainBatches(setup, 0))
-    key, _ = step_keys(setup.config.seed, 0)
-    unmixed = dataclasses.replace(
-        setup.config, augment=dataclasses.replace(setup.config.augment, mix_probability=0.0)
-    )
-    classes = setup.learner.num_classes
-    rows = [
-        tuple(np.asarray(array, np.float32)[:SHOWN] for array in augment(of, key, batch, classes))
-        for of in (unmixed, setup.config)
-    ]
+        experiment = prepare(config, workdir)
+        if not isinstance(experiment.task, Classification):
+            raise ValueError(f"batches of config.task={experiment.config.task!r} are not drawn")
+        batch = next(TrainBatches(experiment, 0))
+    key, _ = step_keys(experiment.config.seed, 0)
+    rows = []
+    for task in (experiment.task.without_mixing(), experiment.task):
+        inputs = task.prepare(key, batch)
+        rows.append(
+            tuple(np.asarray(inputs[name], np.float32)[:SHOWN] for name in ("images", "targets"))
+        )
     _draw(rows, out)
 
 

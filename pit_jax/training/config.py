@@ -1,8 +1,9 @@
-"""The experiment configuration: every option, its type, its default and its meaning, in one place.
+"""The options that every task has: type, default and meaning in one place.
 
-Config files start from `default_config()`, a locked `ConfigDict` made from the dataclasses below,
-and set what their experiment changes; `--config.x=y` overrides on top. `parse` turns the result
-into the frozen dataclasses the trainer works with.
+A task's options are a subclass of `TrainConfig`, with further sections. Config files start from
+`tasks.experiments.default_config()`, a locked `ConfigDict` of the defaults, and set what their
+experiment changes; `--config.x=y` overrides on top. `parse` turns the result into the frozen
+dataclasses the trainer works with.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import dataclasses
 import functools
 import types
 import typing
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pit_jax.augment.policy import parse as parse_policy
 from pit_jax.errors import suggestion
 
 if TYPE_CHECKING:  # the training step needs the dataclasses alone
     from ml_collections import config_dict
+
+Config = typing.TypeVar("Config", bound="TrainConfig")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,10 +31,6 @@ class ModelConfig:
     """A name of `pit_jax.list_models()`."""
     image_size: tuple[int, int] = (224, 224)
     """Height and width in pixels, of training and evaluation."""
-    num_classes: int | None = None
-    """Classes of the head; None takes the data set's."""
-    drop_path_rate: float = 0.0
-    """Stochastic depth rate; block i of N drops with rate * i / N."""
     dtype: str = "bfloat16"
     """What the arithmetic runs in: "bfloat16" or "float32". Parameters are float32."""
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -40,7 +39,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which images, and how they are cut."""
+    """Which examples, and how they are read."""
 
     name: str = "imagenet2012"
     """A TFDS classification set, "folder:/path" (classes inside), "digits" or "synthetic"."""
@@ -50,54 +49,14 @@ class DataConfig:
     """Split that is trained on: TFDS slices such as "train[:1%]", or a folder's sub-folder."""
     eval_split: str = "validation"
     """Split that is evaluated on."""
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Share of the image's area a training crop covers, drawn uniformly."""
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Width over height of a training crop, drawn log-uniformly."""
-    repeats: int = 1
-    """Views of an image in a row; an epoch then shows so many times fewer images. DeiT's is 3."""
-    randaugment: str = ""
-    """RandAugment policy, such as DeiT's "rand-m9-mstd0.5-inc1"; "" for none."""
-    augment_on: str = "auto"
-    """Where RandAugment runs: "host" (PIL), "device", or "auto": device on GPUs, else host."""
-    resize_on: str = "auto"
-    """Where crops are resized: "host" (PIL), "device" (within a grey level of it), or "auto":
-    the device on GPUs where RandAugment is not on the host, else the host."""
-    canvas_size: tuple[int, int] = (512, 512)
-    """Height and width in which crops go to a device that resizes; larger ones PIL resizes."""
     bad_images: str = "error"
     """Training images that do not decode: "error" stops, "skip" takes the next example instead."""
     max_bad_images: int = 100
     """So many different ones are skipped by all processes together before the run stops."""
-    eval_protocol: str = "deit"
-    """Evaluation crop: "deit" (256, centre 224), "timm" (248, centre 224) or "resize"."""
     threads: int = 0
     """Threads that decode; 0 for one per core, at most 64."""
     prefetch: int = 2
     """Batches that are made while others are used, each in the host's memory."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
-    """What happens to a training batch on the device, flips before a RandAugment on the host there.
-    The defaults are PiT's and DeiT's."""
-
-    flip_probability: float = 0.5
-    """Of a horizontal flip, per image."""
-    erasing_probability: float = 0.0
-    """Of random erasing, per image."""
-    mixup_alpha: float = 0.0
-    """Beta parameter of Mixup; 0 for none."""
-    cutmix_alpha: float = 0.0
-    """Beta parameter of CutMix; 0 for none."""
-    mix_probability: float = 1.0
-    """Of mixing at all, per group."""
-    switch_probability: float = 0.5
-    """Of CutMix where both are on, per group."""
-    mix_group: int = 64
-    """Images that share one draw; DeiT's batch per GPU."""
-    label_smoothing: float = 0.1
-    """Mass spread evenly over all classes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,27 +88,11 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DistillationConfig:
-    """Learning from a teacher; the student must be a distilled model."""
-
-    kind: str = "none"
-    """"none", "hard" (the teacher's class) or "soft" (its distribution)."""
-    alpha: float = 0.5
-    """Weight of the teacher's term."""
-    temperature: float = 1.0
-    """Of both distributions; only "soft" uses it."""
-    teacher: str = "regnety_160"
-    """A name of `pit_jax.list_models()`."""
-    teacher_weights: str | None = None
-    """What `create_model(weights=...)` takes; "untrained", for data.name="synthetic" alone."""
-    teacher_options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Fields of the teacher's configuration that differ from its row of the zoo."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One experiment."""
 
+    task: str = "classification"
+    """What is learnt: a name of `tasks.registry`."""
     seed: int = 0
     """Of the initial parameters, the order of the data, and all augmentation."""
     batch_size: int = 1024
@@ -180,28 +123,60 @@ class TrainConfig:
     """Between evaluations; one more comes at the end."""
     checkpoint_every: str = "1 epoch"
     """Between checkpoints; one more comes at the end."""
-    min_top1_at: dict[int, float] = dataclasses.field(default_factory=dict)
-    """{epoch: fraction}: a lower evaluated top-1 after that many epochs stops the run."""
+    min_metric_at: dict[int, float] = dataclasses.field(default_factory=dict)
+    """{epoch: value}: a worse main metric after that many epochs stops the run."""
     keep_checkpoints: int = 2
-    """How many of the newest stay on disk, beside the best by top-1."""
+    """How many of the newest stay on disk, beside the best by the main metric."""
     fsdp: int = 1
     """Devices over which large parameters and the optimizer state are sharded; 1 replicates."""
     peak_flops: float | None = None
-    """Of one device, per second, for the MFU; None for the table of `training.flops_rate`."""
+    """Of one device, per second, for the MFU; None for the table of `training.utilisation`."""
     tensorboard: bool = True
     """Write event files beside metrics.jsonl; that imports TensorFlow, in the background."""
     profile_steps: tuple[int, int] = (0, 0)
     """First and last step of a profile, written to the run directory; (0, 0) for none."""
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
-    distillation: DistillationConfig = dataclasses.field(default_factory=DistillationConfig)
+
+    def problems(self) -> list[str]:
+        """What is out of range, or does not go together, a line each."""
+        found = [
+            f"config.{path} must be at least 1, found {_value(self, path)}"
+            for path in _AT_LEAST_ONE
+            if _value(self, path) < 1
+        ]
+        found += wrong_choices(self, _CHOICES)
+        if self.data.threads < 0:
+            found.append(f"config.data.threads must be at least 0, found {self.data.threads}")
+        if not 0 <= self.seed < 2**31:
+            found.append(f"config.seed must be in [0, 2**31), found {self.seed}")
+        if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
+            found.append(f"config.ema_decay must be in (0, 1), found {self.ema_decay}")
+        first, last = self.profile_steps
+        if (first, last) != (0, 0) and not 1 <= first <= last:
+            found.append(
+                "config.profile_steps must be the first and the last step, counted from 1, or "
+                f"(0, 0), found {first, last}"
+            )
+        found += [
+            f"config.min_metric_at must give values for epochs from 1, found {{{epoch}: {value}}}"
+            for epoch, value in self.min_metric_at.items()
+            if epoch < 1
+        ]
+        if self.evaluate_ema and self.ema_decay is None:
+            found.append("config.evaluate_ema needs config.ema_decay")
+        if self.batch_size % max(self.accumulate, 1):
+            found.append(
+                f"config.batch_size={self.batch_size} is no multiple of "
+                f"config.accumulate={self.accumulate}"
+            )
+        return found
 
 
-def default_config() -> config_dict.ConfigDict:
-    """The defaults as a locked ConfigDict: known keys only, each with its type."""
-    return _to_config_dict(TrainConfig())
+def to_config_dict(config: TrainConfig) -> config_dict.ConfigDict:
+    """A configuration as a locked ConfigDict: known keys only, each with its type."""
+    return _to_config_dict(config)
 
 
 def _to_config_dict(node: Any) -> config_dict.ConfigDict:
@@ -226,17 +201,21 @@ def _optional_type(hint: Any) -> type:
     return next(member for member in typing.get_args(hint) if member is not types.NoneType)
 
 
-def parse(config: config_dict.ConfigDict) -> TrainConfig:
+def parse(config: config_dict.ConfigDict, cls: type[Config]) -> Config:
     """Checks a ConfigDict, key by key and type by type.
+
+    Args:
+      config: from a config file, with overrides.
+      cls: dataclass of its options.
 
     Raises:
       ValueError: every unknown key (with the closest right one), missing key and wrong type at
         once, or a value out of range.
     """
     problems: list[str] = []
-    values = _parse_node(TrainConfig, config.to_dict(), "config", problems)
+    values = _parse_node(cls, config.to_dict(), "config", problems)
     if not problems:
-        problems = _out_of_range(values)
+        problems = values.problems()
     if problems:
         raise ValueError("; ".join(problems))
     return values
@@ -293,7 +272,6 @@ _AT_LEAST_ONE = (
     "max_skips",
     "keep_checkpoints",
     "fsdp",
-    "data.repeats",
     "data.max_bad_images",
     "data.prefetch",
 )
@@ -302,10 +280,7 @@ _CHOICES = {
     "on_nonfinite": ("stop", "skip"),
     "init_head": ("load", "new"),
     "model.dtype": ("bfloat16", "float32"),
-    "data.augment_on": ("auto", "host", "device"),
-    "data.resize_on": ("auto", "host", "device"),
     "data.bad_images": ("error", "skip"),
-    "distillation.kind": ("none", "hard", "soft"),
 }
 
 
@@ -313,55 +288,10 @@ def _value(config: TrainConfig, path: str) -> Any:
     return functools.reduce(getattr, path.split("."), config)
 
 
-def _out_of_range(config: TrainConfig) -> list[str]:
-    problems = [
-        f"config.{path} must be at least 1, found {_value(config, path)}"
-        for path in _AT_LEAST_ONE
-        if _value(config, path) < 1
+def wrong_choices(config: TrainConfig, choices: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """A line for every option that is none of its choices."""
+    return [
+        f"config.{path} must be {' or '.join(map(repr, known))}, found {_value(config, path)!r}"
+        for path, known in choices.items()
+        if _value(config, path) not in known
     ]
-    for path, choices in _CHOICES.items():
-        value = _value(config, path)
-        if value not in choices:
-            expected = " or ".join(map(repr, choices))
-            problems.append(f"config.{path} must be {expected}, found {value!r}")
-    for name in ("flip_probability", "erasing_probability", "mix_probability"):
-        if not 0.0 <= getattr(config.augment, name) <= 1.0:
-            problems.append(
-                f"config.augment.{name} must be in [0, 1], found {getattr(config.augment, name)}"
-            )
-    if not 0.0 <= config.augment.label_smoothing < 1.0:
-        problems.append(
-            "config.augment.label_smoothing must be in [0, 1), found "
-            f"{config.augment.label_smoothing}"
-        )
-    if config.data.threads < 0:
-        problems.append(f"config.data.threads must be at least 0, found {config.data.threads}")
-    if not 0 <= config.seed < 2**31:
-        problems.append(f"config.seed must be in [0, 2**31), found {config.seed}")
-    if config.ema_decay is not None and not 0.0 < config.ema_decay < 1.0:
-        problems.append(f"config.ema_decay must be in (0, 1), found {config.ema_decay}")
-    problems += [
-        "config.profile_steps must be the first and the last step, counted from 1, or (0, 0), "
-        f"found {first, last}"
-        for first, last in [config.profile_steps]
-        if (first, last) != (0, 0) and not 1 <= first <= last
-    ]
-    problems += [
-        "config.min_top1_at must give fractions in [0, 1] for epochs from 1, found "
-        f"{{{epoch}: {top1}}}"
-        for epoch, top1 in config.min_top1_at.items()
-        if epoch < 1 or not 0.0 <= top1 <= 1.0
-    ]
-    if config.evaluate_ema and config.ema_decay is None:
-        problems.append("config.evaluate_ema needs config.ema_decay")
-    if config.data.randaugment:
-        try:
-            parse_policy(config.data.randaugment)
-        except ValueError as error:
-            problems.append(f"config.data.randaugment: {error}")
-    if config.batch_size % config.accumulate:
-        problems.append(
-            f"config.batch_size={config.batch_size} is no multiple of "
-            f"config.accumulate={config.accumulate}"
-        )
-    return problems

@@ -12,6 +12,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from pit_jax.tasks.classification import config as classification
 from pit_jax.training import config
 
 BEGIN = "<!-- made by `python -m pit_jax.training.reference docs/training.md`: begin -->"
@@ -24,7 +25,8 @@ def reference() -> str:
     Raises:
       ValueError: an option without a docstring.
     """
-    return "\n".join(_section(config.TrainConfig, "config", _docstrings())).strip() + "\n"
+    lines = _section(classification.ClassificationConfig, "config", _docstrings())
+    return "\n".join(lines).strip() + "\n"
 
 
 def replace_reference(text: str) -> str:
@@ -58,10 +60,11 @@ def _section(cls: type, path: str, docstrings: dict[tuple[str, str], str]) -> li
         if dataclasses.is_dataclass(hint):
             sections += _section(typing.cast(type, hint), f"{path}.{field.name}", docstrings)
             continue
-        name = (cls.__name__, field.name)
-        if name not in docstrings:
-            raise ValueError(f"{path}.{field.name} has no docstring below it in {config.__file__}")
-        row = (f"`{field.name}`", f"`{_type_name(hint)}`", f"`{default!r}`", docstrings[name])
+        names = [(f"{of.__module__}.{of.__name__}", field.name) for of in cls.__mro__]
+        text = next((docstrings[name] for name in names if name in docstrings), None)
+        if text is None:
+            raise ValueError(f"{path}.{field.name} has no docstring below it")
+        row = (f"`{field.name}`", f"`{_type_name(hint)}`", f"`{default!r}`", text)
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |")
     return [*lines, "", *sections]
 
@@ -75,7 +78,12 @@ def _type_name(hint: Any) -> str:
 def _docstrings() -> dict[tuple[str, str], str]:
     """{(class, field): the string below the field}; Python itself keeps none of them."""
     found = {}
-    for node in ast.parse(inspect.getsource(config)).body:
+    nodes = [
+        (module.__name__, node)
+        for module in (config, classification)
+        for node in ast.parse(inspect.getsource(module)).body
+    ]
+    for module, node in nodes:
         if not isinstance(node, ast.ClassDef):
             continue
         for field, below in zip(node.body, node.body[1:], strict=False):
@@ -86,7 +94,9 @@ def _docstrings() -> dict[tuple[str, str], str]:
                 and isinstance(below.value, ast.Constant)
                 and isinstance(below.value.value, str)
             ):
-                found[node.name, field.target.id] = " ".join(below.value.value.split())
+                found[f"{module}.{node.name}", field.target.id] = " ".join(
+                    below.value.value.split()
+                )
     return found
 
 

@@ -26,7 +26,7 @@ DIGITS = f"--config={ROOT / 'configs' / 'digits.py'}:smoke"
             "--config.optimizer.options.b2=0.95",
             """write --config.optimizer.options='{"b2": 0.95}'""",
         ),
-        ("--config.min_top1_at.5=0.3", "write --config.min_top1_at='{5: 0.3}'"),
+        ("--config.min_metric_at.5=0.3", "write --config.min_metric_at='{5: 0.3}'"),
         ("--config.model.options.act=gelu", '"widths": (32, 64, 128), "act": "gelu"}'),
         ("--config.optimizer.options.b2", """write --config.optimizer.options='{"b2": "..."}'"""),
     ],

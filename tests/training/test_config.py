@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from pit_jax.training import loop
-from pit_jax.training.config import TrainConfig, default_config, parse
-from pit_jax.training.setup import prepare, record
-from pit_jax.training.window import TrainingError
+from pit_jax.tasks import experiments
+from pit_jax.tasks.classification.config import ClassificationConfig
+from pit_jax.tasks.experiments import default_config, parse, prepare
+from pit_jax.training.errors import TrainingError
+from pit_jax.training.setup import record
 
 
 def test_the_defaults_survive_the_round_trip():
-    assert parse(default_config()) == TrainConfig()
+    assert parse(default_config()) == ClassificationConfig()
 
 
 def test_values_of_all_kinds_arrive(config: ConfigDict):
@@ -143,7 +144,7 @@ def test_a_start_that_came_to_nothing_binds_no_other(config: ConfigDict, workdir
     """As where its weights were missing: the corrected command goes on in the same directory."""
     config.init_from = str(workdir / "missing.safetensors")
     with pytest.raises(TrainingError, match="there is no file or directory"):
-        loop.train(config, workdir)
+        experiments.train(config, workdir)
     (workdir / "checkpoints" / "3.orbax-checkpoint-tmp").mkdir()  # cut short, so not complete
     config.init_from = None
     prepare(config, workdir)

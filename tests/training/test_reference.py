@@ -35,7 +35,9 @@ def paths(node: ConfigDict, prefix: str) -> list[str]:
     found = []
     for key in node:
         path = f"{prefix}.{key}"
-        inner = isinstance(node[key], ConfigDict) and not path.endswith(("options", "min_top1_at"))
+        inner = isinstance(node[key], ConfigDict) and not path.endswith(
+            ("options", "min_metric_at")
+        )
         found += paths(node[key], path) if inner else [path]
     return found
 

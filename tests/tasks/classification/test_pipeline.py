@@ -17,13 +17,14 @@ from sklearn.datasets import load_sample_images
 
 from pit_jax.augment import policy
 from pit_jax.data import images, loading, pipeline, randaugment, sources
+from pit_jax.tasks.classification import input
 
 BATCH = 32
 POLICY = policy.parse("rand-m9-mstd0.5-inc1")
 # Five batches of 32 are more than an epoch of 100 views, and neither is a multiple of three.
 REPEATED = {"repeats": 3, "policy": POLICY, "flip_probability": 0.5}
 CANVASES = {"repeats": 3, "canvas": (16, 13)}
-VIEWS = {field.name for field in dataclasses.fields(pipeline.Views)}
+VIEWS = {field.name for field in dataclasses.fields(input.Views)}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def training(source: sources.Source, **options: Any):
     drawn = {"size": (12, 10), "scale": (0.5, 1.0)}
     drawn |= {key: options.pop(key) for key in list(options) if key in VIEWS}
     arguments = {"batch_size": BATCH, "seed": 3} | options
-    return pipeline.train_batches(source, pipeline.Views(**drawn), **arguments)
+    return input.train_batches(source, input.Views(**drawn), **arguments)
 
 
 def take(batches: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -125,9 +126,9 @@ def test_a_crop_for_the_device_is_what_the_host_would_resize(source: sources.Sou
 def test_flip_and_randaugment_come_after_the_resizing(source: sources.Source):
     for drawn in ({"policy": POLICY}, {"flip_probability": 0.5}):
         with pytest.raises(ValueError, match="RandAugment on the device where it resizes"):
-            pipeline.Views(size=(12, 10), canvas=(16, 16), **drawn)
+            input.Views(size=(12, 10), canvas=(16, 16), **drawn)
     with pytest.raises(ValueError, match=r"at least the image size \(12, 10\), found \(16, 9\)"):
-        pipeline.Views(size=(12, 10), canvas=(16, 9))
+        input.Views(size=(12, 10), canvas=(16, 9))
 
 
 @pytest.mark.parametrize("threads", [1, 3, 16])
@@ -212,7 +213,7 @@ def test_as_many_threads_as_cores(source: sources.Source):
 def test_evaluation_counts_every_example_once(source: sources.Source, batch: int, processes: int):
     shares = [
         list(
-            pipeline.eval_batches(
+            input.eval_batches(
                 source,
                 image_size=(8, 8),
                 batch_size=batch,
@@ -229,7 +230,7 @@ def test_evaluation_counts_every_example_once(source: sources.Source, batch: int
         for rows in batches
         for image, label in zip(rows["image"], rows["label"], strict=True)
     ]
-    real = [(image, label) for image, label in rows if label != pipeline.PADDING_LABEL]
+    real = [(image, label) for image, label in rows if label != input.PADDING_LABEL]
     assert [label for _, label in real] == [source.examples[i]["label"] for i in range(100)]
     for index, (image, _) in enumerate(real):
         stored = images.decode_rgb(source.examples[index]["image"])
@@ -253,9 +254,9 @@ def photographs() -> sources.Source:
 def test_evaluation_cuts_as_the_protocol_says(
     photographs: sources.Source, protocol: str, size: tuple[int, int]
 ):
-    batches = pipeline.eval_batches(photographs, image_size=size, batch_size=2, protocol=protocol)
+    batches = input.eval_batches(photographs, image_size=size, batch_size=2, protocol=protocol)
     found, labels = take(batches, 2)
-    assert list(labels) == [0, 1, 2, pipeline.PADDING_LABEL]
+    assert list(labels) == [0, 1, 2, input.PADDING_LABEL]
     for image, example in zip(found[:3], photographs.examples, strict=True):
         picture = Image.open(io.BytesIO(example["image"])).convert("RGB")
         np.testing.assert_array_equal(image, images.evaluation_crop(picture, size, protocol))
@@ -341,7 +342,7 @@ def test_a_bad_image_is_named(damaged: sources.Source):
     message = r"digits/damaged, example \d+: expected the bytes of an image, found 40 bytes that"
     with pytest.raises(loading.BadImageError, match=message):
         take(training(damaged), 4)
-    evaluation = pipeline.eval_batches(damaged, image_size=(8, 8), batch_size=4, protocol="resize")
+    evaluation = input.eval_batches(damaged, image_size=(8, 8), batch_size=4, protocol="resize")
     with pytest.raises(loading.BadImageError, match="digits/damaged, example 3: expected"):
         list(evaluation)
 

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from pit_jax import losses
 from pit_jax.models import parameters, zoo
-from pit_jax.training import build, step
-from pit_jax.training.setup import Setup, prepare
+from pit_jax.tasks.classification import losses
+from pit_jax.tasks.classification import task as classification
+from pit_jax.tasks.experiments import prepare
+from pit_jax.training import start, step
+from pit_jax.training.batches import TrainBatches
+from pit_jax.training.setup import Experiment
 from pit_jax.training.state import create_state
 from pit_jax.weights.cards import make_card
 from pit_jax.weights.files import write_weights
@@ -52,18 +55,18 @@ def distilling(tmp_path: Path, teacher_values: parameters.Params) -> ConfigDict:
     return config
 
 
-def start(setup: Setup) -> tuple[Any, Any, Any, Any]:
+def begin(setup: Experiment) -> tuple[Any, Any, Any, Any]:
     """State, teacher, compiled step and first batch of an experiment."""
     state = create_state(
-        build.initial_values(setup),
-        setup.learner.optimizer,
+        setup.task.initial_values(),
+        setup.optimizer,
         setup.mesh,
         ema=True,
         seed=setup.config.seed,
     )
-    teacher = build.teacher_params(setup)
-    compiled = build.compile_step(setup, state, teacher)
-    batch = next(build.TrainBatches(setup, 0))
+    teacher = start.constants(setup)
+    compiled = start.compile_step(setup, state, teacher)
+    batch = next(TrainBatches(setup, 0))
     return state, teacher, compiled, batch
 
 
@@ -74,7 +77,7 @@ def watch_distillation(monkeypatch: pytest.MonkeyPatch, look: Callable[[jax.Arra
         look(teacher_logits)
         return losses.distillation_loss(outputs, targets, teacher_logits, **options)
 
-    monkeypatch.setattr(step, "distillation_loss", loss)
+    monkeypatch.setattr(classification, "distillation_loss", loss)
 
 
 def test_the_teacher_is_in_evaluation_mode_in_bfloat16_on_the_batch_of_the_student(
@@ -94,9 +97,9 @@ def test_the_teacher_is_in_evaluation_mode_in_bfloat16_on_the_batch_of_the_stude
     distilling.augment.cutmix_alpha = 1.0
     distilling.augment.mix_group = 4
     setup = prepare(distilling, tmp_path / "run")
-    state, teacher, compiled, batch = start(setup)
+    state, teacher, compiled, batch = begin(setup)
     augment_key, _ = step.step_keys(setup.config.seed, 0)
-    images, _ = jax.jit(lambda batch: step.augment(setup.config, augment_key, batch, 10))(batch)
+    images = jax.jit(lambda batch: setup.task.prepare(augment_key, batch))(batch)["images"]
     assert images.dtype == jnp.bfloat16
     compiled(state, teacher, batch)
     jax.effects_barrier()
@@ -117,7 +120,7 @@ def test_the_teacher_is_in_evaluation_mode_in_bfloat16_on_the_batch_of_the_stude
 
 def test_nothing_of_the_teacher_is_trained_or_in_the_state(distilling: ConfigDict, tmp_path: Path):
     setup = prepare(distilling, tmp_path / "run")
-    state, teacher, compiled, batch = start(setup)
+    state, teacher, compiled, batch = begin(setup)
     shapes = {path: leaf.shape for path, leaf in parameters.flatten(setup.abstract).items()}
     before = jax.device_get(teacher)
     state, _ = compiled(state, teacher, batch)

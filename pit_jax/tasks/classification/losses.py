@@ -1,4 +1,4 @@
-"""What is minimised: cross entropy with soft targets, and DeiT's distillation from a teacher.
+"""Cross entropy with soft targets, and DeiT's distillation from a teacher.
 
 All losses are float32 scalars, means over a batch of B images of K classes. Under `jax.jit` that is
 the global batch, however it is sharded.
@@ -13,13 +13,6 @@ import optax
 from pit_jax.errors import suggestion
 
 DISTILLATIONS = ("hard", "soft")
-
-
-def smooth_targets(labels: jax.Array, num_classes: int, smoothing: float = 0.0) -> jax.Array:
-    """Class numbers (B,) as distributions (B, K): 1 - smoothing on the label, and `smoothing`
-    spread evenly over all classes, the label's among them.
-    """
-    return optax.smooth_labels(jax.nn.one_hot(labels, num_classes), smoothing)
 
 
 def cross_entropy(outputs: Any, targets: jax.Array) -> jax.Array:
@@ -40,7 +33,7 @@ def cross_entropy(outputs: Any, targets: jax.Array) -> jax.Array:
     if targets.shape != logits.shape:
         raise ValueError(
             f"expected targets of shape {logits.shape} like the logits, found {targets.shape}; "
-            "`smooth_targets` makes them of class numbers"
+            "`mixing.smooth_targets` makes them of class numbers"
         )
     return optax.softmax_cross_entropy(
         logits.astype(jnp.float32), targets.astype(jnp.float32)

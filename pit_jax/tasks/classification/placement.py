@@ -1,4 +1,4 @@
-"""Which part of the input's work is the host's and which the device's."""
+"""Division of the input's work between host and device."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import numpy as np
 
 from pit_jax.augment.policy import Policy, parse
 from pit_jax.data.jpeg import check_canvas
-from pit_jax.training.config import TrainConfig
+from pit_jax.tasks.classification.config import ClassificationConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Placement:
     device_flip: float = 0.0
 
 
-def placement(config: TrainConfig) -> Placement:
+def placement(config: ClassificationConfig) -> Placement:
     """Where an experiment's crops, flips and RandAugment are made on this machine.
 
     Raises:
@@ -49,7 +49,7 @@ def placement(config: TrainConfig) -> Placement:
     return Placement(canvas=_canvas(config, on_host=True), host_policy=policy, host_flip=flip)
 
 
-def _canvas(config: TrainConfig, *, on_host: bool) -> tuple[int, int] | None:
+def _canvas(config: ClassificationConfig, *, on_host: bool) -> tuple[int, int] | None:
     """The canvas; None where the host resizes, as it must where RandAugment is `on_host`."""
     data = config.data
     if data.resize_on == "auto":

@@ -1,11 +1,8 @@
 """Model FLOPs utilisation: what a model needs computed a second over what its devices could."""
 
 import re
-from typing import Any
 
 import jax
-
-from pit_jax import flops
 
 # Dense bfloat16 FLOPs per second (float16 where there is no bfloat16) of one device, by the first
 # words of JAX's name for its kind; the longest that fits counts. From the vendors' data sheets.
@@ -44,23 +41,17 @@ def peak_flops(device: jax.Device) -> float | None:
     return PEAK_FLOPS[max(fitting, key=len)] if fitting else None
 
 
-def utilisation(
-    model: Any, teacher: Any | None, *, images: float, peak: float | None
-) -> float | None:
-    """Fraction of a device's peak that one training step a second would be; None where the peak is
-    unknown.
+def utilisation(flops: float | None, *, examples: float, peak: float | None) -> float | None:
+    """Fraction of a device's peak that one training step a second would be; None where the peak or
+    the operations are unknown.
 
-    The operations are the model's own, and the teacher's forward pass: a compiler counts neither
-    what kernels compute inside nor how often a loop runs, but does count what is computed again.
+    The operations are the model's own: a compiler counts neither what kernels compute inside nor
+    how often a loop runs, but does count what is computed again.
 
     Args:
-      model: configuration of the network that is trained.
-      teacher: of its teacher, None without one.
-      images: of a step and device.
+      flops: operations of a step per example.
+      examples: of a step and device.
       peak: FLOPs per second of one device, None for the table's.
     """
     peak = peak or peak_flops(jax.local_devices()[0])
-    of_image = flops.model_flops(model, training=True)
-    if teacher is not None:
-        of_image += flops.model_flops(teacher, training=False)
-    return images * of_image / peak if peak else None
+    return examples * flops / peak if peak and flops else None

@@ -9,12 +9,12 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pit_jax.augment import erasing, mixing
-from pit_jax.augment.batch import training_batch
 from pit_jax.augment.flip import draw_flips, flip
 from pit_jax.augment.keys import image_keys
 from pit_jax.augment.normalise import normalise
 from pit_jax.augment.policy import parse
 from pit_jax.augment.randaugment import rand_augment
+from pit_jax.tasks.classification.augmentation import training_batch
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCH, CLASSES = 32, 10

@@ -17,11 +17,19 @@ from PIL import Image
 from pit_jax import sharding
 from pit_jax.augment.normalise import normalise
 from pit_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
-from pit_jax.training import build, step
-from pit_jax.training.config import AugmentConfig, DataConfig, ModelConfig, TrainConfig
-from pit_jax.training.placement import placement
-from pit_jax.training.setup import Setup, prepare
-from pit_jax.training.window import TrainingError
+from pit_jax.models import zoo
+from pit_jax.tasks.classification.config import (
+    AugmentConfig,
+    ClassificationConfig,
+    DataConfig,
+    ModelConfig,
+)
+from pit_jax.tasks.classification.placement import placement
+from pit_jax.tasks.classification.task import Classification
+from pit_jax.tasks.experiments import prepare
+from pit_jax.training.batches import TrainBatches
+from pit_jax.training.errors import TrainingError
+from pit_jax.training.setup import Experiment
 
 
 @pytest.mark.parametrize(
@@ -37,7 +45,7 @@ def test_flip_and_randaugment_run_once_and_together(
     randaugment: str, place: str, host: tuple[bool, float], device: tuple[bool, float]
 ):
     found = placement(
-        TrainConfig(
+        ClassificationConfig(
             data=DataConfig(randaugment=randaugment, augment_on=place),
             augment=AugmentConfig(flip_probability=0.5),
         )
@@ -61,10 +69,10 @@ def folder(config: ConfigDict, tmp_path: Path) -> ConfigDict:
     return config
 
 
-def batches(config: ConfigDict, workdir: Path, **options: Any) -> build.TrainBatches:
+def batches(config: ConfigDict, workdir: Path, **options: Any) -> TrainBatches:
     config.data.update(options)
-    setup: Setup = prepare(config, workdir)
-    return build.TrainBatches(setup, 0)
+    setup: Experiment = prepare(config, workdir)
+    return TrainBatches(setup, 0)
 
 
 def test_a_bad_image_stops_the_run_by_name(folder: ConfigDict, workdir: Path):
@@ -121,14 +129,16 @@ def test_a_batch_is_handed_over_ahead_by_a_thread_and_counted_when_used(
 
 @pytest.mark.parametrize("place", ["host", "device"])
 def test_randaugment_reaches_the_step_only_on_the_device(place: str):
-    config = TrainConfig(
+    config = ClassificationConfig(
         model=ModelConfig(dtype="float32"),
         data=DataConfig(randaugment="rand-m9-p1-n1", augment_on=place),
         augment=AugmentConfig(flip_probability=1.0, label_smoothing=0.0),
     )
     levels = np.random.default_rng(0).integers(0, 256, (8, 9, 7, 3), np.uint8)
     batch = {"image": jnp.asarray(levels), "label": jnp.arange(8)}
-    images, targets = step.augment(config, jax.random.key(0), batch, 10)
+    network = zoo.model_config("pit_ti", image_size=(9, 7), patch_size=2, num_classes=10)
+    inputs = Classification(config, network).prepare(jax.random.key(0), batch)
+    images, targets = inputs["images"], inputs["targets"]
     np.testing.assert_array_equal(targets.argmax(-1), np.arange(8))
     plain = normalise(batch["image"], IMAGENET_MEAN, IMAGENET_STD)
     unchanged = np.array_equal(images, plain)

@@ -14,10 +14,10 @@ from jax.typing import DTypeLike
 from pit_jax.augment.erasing import random_erasing
 from pit_jax.augment.flip import draw_flips, flip
 from pit_jax.augment.keys import image_keys
-from pit_jax.augment.mixing import draw_mixing, mix_images, mix_targets, smooth_targets
 from pit_jax.augment.normalise import normalise
 from pit_jax.augment.policy import Policy
 from pit_jax.augment.randaugment import rand_augment
+from pit_jax.tasks.classification.mixing import draw_mixing, mix_images, mix_targets, smooth_targets
 
 
 def training_batch(

@@ -13,10 +13,12 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from pit_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
-from pit_jax.training import build, loop, step
-from pit_jax.training.config import default_config, parse
-from pit_jax.training.placement import placement
-from pit_jax.training.setup import Setup, prepare
+from pit_jax.tasks import experiments
+from pit_jax.tasks.classification.placement import placement
+from pit_jax.tasks.experiments import default_config, parse, prepare
+from pit_jax.training import step
+from pit_jax.training.batches import TrainBatches
+from pit_jax.training.setup import Experiment
 
 # (width, height) of the files: ImageNet's mean, portrait, square, wide, tall, small, and two that
 # a canvas of 512 does not hold whole.
@@ -82,15 +84,15 @@ def config(folder: Path) -> ConfigDict:
 
 def seen(config: ConfigDict, workdir: Path, batches: int = 6) -> tuple[np.ndarray, np.ndarray]:
     """Grey levels of the images and the targets as the model is given them, by the real step."""
-    setup: Setup = prepare(config, workdir, allow_config_changes=True)
-    augment = jax.jit(lambda key, batch: step.augment(setup.config, key, batch, 2))
+    setup: Experiment = prepare(config, workdir, allow_config_changes=True)
+    augment = jax.jit(setup.task.prepare)
     found, targets = [], []
-    rows = build.TrainBatches(setup, 0)
+    rows = TrainBatches(setup, 0)
     for number in range(batches):
         batch = next(rows)
-        images, target = augment(step.step_keys(setup.config.seed, number)[0], batch)
-        found.append(np.asarray(images) * (255 * np.array(IMAGENET_STD)))
-        targets.append(target)
+        inputs = augment(step.step_keys(setup.config.seed, number)[0], batch)
+        found.append(np.asarray(inputs["images"]) * (255 * np.array(IMAGENET_STD)))
+        targets.append(inputs["targets"])
     return np.concatenate(found) + 255 * np.array(IMAGENET_MEAN), np.concatenate(targets)
 
 
@@ -178,9 +180,9 @@ def test_a_run_resizes_on_the_device(config: ConfigDict, tmp_path: Path):
     losses = {}
     for place in ("host", "device"):
         config.data.resize_on = place
-        result = loop.train(config, tmp_path / place)
+        result = experiments.train(config, tmp_path / place)
         assert result.step == 3
-        losses[place] = result.metrics["test_loss"]
+        losses[place] = result.metrics["test/loss"]
         lines = (tmp_path / place / "metrics.jsonl").read_text().splitlines()
         waits = [json.loads(line).get("train/data_wait_fraction", -1) for line in lines]
         assert len([wait for wait in waits if 0 <= wait <= 1]) == 3

@@ -10,7 +10,10 @@ from ml_collections import ConfigDict
 
 from pit_jax import flops
 from pit_jax.models import zoo
-from pit_jax.training import flops_rate, loop
+from pit_jax.tasks import experiments
+from pit_jax.tasks.classification.config import ClassificationConfig
+from pit_jax.tasks.classification.task import Classification
+from pit_jax.training import loop, utilisation
 
 
 def device(kind: str) -> Any:
@@ -54,7 +57,7 @@ def device(kind: str) -> Any:
 def test_the_peak_of_a_kind_is_that_of_its_longest_row_in_whole_words(
     kind: str, tera: float | None
 ):
-    assert flops_rate.peak_flops(device(kind)) == (tera and pytest.approx(tera * 1e12))
+    assert utilisation.peak_flops(device(kind)) == (tera and pytest.approx(tera * 1e12))
 
 
 @pytest.mark.parametrize(
@@ -64,20 +67,21 @@ def test_a_step_costs_what_the_model_does_and_the_teachers_forward_pass(name: st
     """Three times the forward pass, less the gradient of the image, as compile_report counts."""
     model, teacher = zoo.model_config(name), zoo.model_config("regnety_160")
     forward = 2 * flops.cost(model).macs
-    alone = flops_rate.utilisation(model, None, images=64.0, peak=1e15)
-    assert alone == pytest.approx(64 * flops.model_flops(model, training=True) / 1e15)
-    assert 0.9 * 3 * forward < alone / 64 * 1e15 < 3 * forward
-    taught = flops_rate.utilisation(model, teacher, images=64.0, peak=1e15)
-    assert taught - alone == pytest.approx(64 * 2 * flops.cost(teacher).macs / 1e15)
+    alone = Classification(ClassificationConfig(), model).flops(training=True)
+    assert alone == flops.model_flops(model, training=True)
+    assert 0.9 * 3 * forward < alone < 3 * forward
+    taught = Classification(ClassificationConfig(), model, teacher=teacher)
+    assert taught.flops(training=True) - alone == 2 * flops.cost(teacher).macs
+    assert taught.flops(training=False) == forward
 
 
 def test_the_configuration_overrides_the_table(monkeypatch: pytest.MonkeyPatch):
-    model = zoo.model_config("pit_ti")
-    assert flops_rate.utilisation(model, None, images=8.0, peak=None) is None  # a CPU
-    monkeypatch.setitem(flops_rate.PEAK_FLOPS, "cpu", 1e12)
-    known = flops_rate.utilisation(model, None, images=8.0, peak=None)
-    assert known == pytest.approx(8 * flops.model_flops(model, training=True) / 1e12)
-    overridden = flops_rate.utilisation(model, None, images=8.0, peak=4e12)
+    assert utilisation.utilisation(1000, examples=8.0, peak=None) is None  # a CPU
+    assert utilisation.utilisation(None, examples=8.0, peak=1e12) is None
+    monkeypatch.setitem(utilisation.PEAK_FLOPS, "cpu", 1e12)
+    known = utilisation.utilisation(1000, examples=8.0, peak=None)
+    assert known == pytest.approx(8 * 1000 / 1e12)
+    overridden = utilisation.utilisation(1000, examples=8.0, peak=4e12)
     assert overridden == pytest.approx(known / 4)
 
 
@@ -85,12 +89,12 @@ def test_a_batch_in_parts_is_as_much_work(config: ConfigDict, workdir: Path):
     """XLA counts the body of a loop once: two parts would seem to be half the work."""
     config.accumulate, config.peak_flops, config.tensorboard = 2, 1e9, False
     config.duration, config.log_every, config.optimizer.warmup = "2 steps", "1 step", "0 steps"
-    setup = loop.prepare(config, workdir)
+    setup = experiments.prepare(config, workdir)
     loop.run(setup)
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     lines = [line for line in lines if "train/mfu" in line]
     assert len(lines) == 2
-    of_image = flops.model_flops(setup.model_config, training=True)
+    of_image = flops.model_flops(setup.task.network, training=True)
     for line in lines:
         of_a_device = line["train/images_per_second"] / 8 * of_image
         assert line["train/mfu"] == pytest.approx(of_a_device / 1e9)

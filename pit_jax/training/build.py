@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pit_jax import flops, sharding
+from pit_jax import sharding
 from pit_jax.data import pipeline
 from pit_jax.data.loading import BadImageError
 from pit_jax.models import parameters, zoo
@@ -30,7 +30,7 @@ def overview(setup: Setup) -> None:
     from clu import parameter_overview
 
     trained, _ = parameters.separate(setup.abstract)
-    cost = flops.cost(setup.model_config)
+    cost = zoo.cost(setup.model_config)
     logger.info(
         "parameters of %s:\n%s",
         setup.config.model.name,

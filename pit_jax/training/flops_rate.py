@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from pit_jax import flops
+from pit_jax.models import zoo
 
 # Dense bfloat16 FLOPs per second (float16 where there is no bfloat16) of one device, by the first
 # words of JAX's name for its kind; the longest that fits counts. From the vendors' data sheets.
@@ -60,7 +60,7 @@ def utilisation(
       peak: FLOPs per second of one device, None for the table's.
     """
     peak = peak or peak_flops(jax.local_devices()[0])
-    of_image = flops.model_flops(model, training=True)
+    of_image = zoo.model_flops(model, training=True)
     if teacher is not None:
-        of_image += flops.model_flops(teacher, training=False)
+        of_image += zoo.model_flops(teacher, training=False)
     return images * of_image / peak if peak else None

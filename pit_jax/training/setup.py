@@ -266,7 +266,7 @@ def _teacher_config(config: TrainConfig, student: Any) -> Any | None:
     losses.check_distillation(options.kind, options.alpha, options.temperature)
     if not getattr(student, "distilled", False):
         name = f"{config.model.name}_distilled"
-        fitting = name if name in zoo.MODELS else "a *_distilled model"
+        fitting = name if name in zoo.rows() else "a *_distilled model"
         raise ValueError(
             f"config.distillation.kind={options.kind!r} needs a student with a distillation head, "
             f"which {config.model.name} has not: set config.model.name to {fitting}"

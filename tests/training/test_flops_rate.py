@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
-from pit_jax import flops
 from pit_jax.models import zoo
 from pit_jax.training import flops_rate, loop
 
@@ -63,12 +62,12 @@ def test_the_peak_of_a_kind_is_that_of_its_longest_row_in_whole_words(
 def test_a_step_costs_what_the_model_does_and_the_teachers_forward_pass(name: str):
     """Three times the forward pass, less the gradient of the image, as compile_report counts."""
     model, teacher = zoo.model_config(name), zoo.model_config("regnety_160")
-    forward = 2 * flops.cost(model).macs
+    forward = 2 * zoo.cost(model).macs
     alone = flops_rate.utilisation(model, None, images=64.0, peak=1e15)
-    assert alone == pytest.approx(64 * flops.model_flops(model, training=True) / 1e15)
+    assert alone == pytest.approx(64 * zoo.model_flops(model, training=True) / 1e15)
     assert 0.9 * 3 * forward < alone / 64 * 1e15 < 3 * forward
     taught = flops_rate.utilisation(model, teacher, images=64.0, peak=1e15)
-    assert taught - alone == pytest.approx(64 * 2 * flops.cost(teacher).macs / 1e15)
+    assert taught - alone == pytest.approx(64 * 2 * zoo.cost(teacher).macs / 1e15)
 
 
 def test_the_configuration_overrides_the_table(monkeypatch: pytest.MonkeyPatch):
@@ -76,7 +75,7 @@ def test_the_configuration_overrides_the_table(monkeypatch: pytest.MonkeyPatch):
     assert flops_rate.utilisation(model, None, images=8.0, peak=None) is None  # a CPU
     monkeypatch.setitem(flops_rate.PEAK_FLOPS, "cpu", 1e12)
     known = flops_rate.utilisation(model, None, images=8.0, peak=None)
-    assert known == pytest.approx(8 * flops.model_flops(model, training=True) / 1e12)
+    assert known == pytest.approx(8 * zoo.model_flops(model, training=True) / 1e12)
     overridden = flops_rate.utilisation(model, None, images=8.0, peak=4e12)
     assert overridden == pytest.approx(known / 4)
 
@@ -90,7 +89,7 @@ def test_a_batch_in_parts_is_as_much_work(config: ConfigDict, workdir: Path):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     lines = [line for line in lines if "train/mfu" in line]
     assert len(lines) == 2
-    of_image = flops.model_flops(setup.model_config, training=True)
+    of_image = zoo.model_flops(setup.model_config, training=True)
     for line in lines:
         of_a_device = line["train/images_per_second"] / 8 * of_image
         assert line["train/mfu"] == pytest.approx(of_a_device / 1e9)

@@ -223,11 +223,10 @@ def cell(values: list[float]) -> str:
 
 def macs() -> dict[str, int]:
     """Multiply-accumulates of every network, for one image."""
-    from pit_jax import flops
     from pit_jax.models import zoo
 
     return {
-        name: flops.cost(
+        name: zoo.cost(
             zoo.model_config(
                 network.model, image_size=IMAGE_SIZE, num_classes=10, **network.options
             )

@@ -50,7 +50,6 @@ import numpy as np
 from measuring import Program, Timing, compiled_peak, machine, one_line, table, time_together
 from pit_jax.training.flops_rate import peak_flops
 
-from pit_jax.flops import model_flops
 from pit_jax.models import parameters, zoo
 from pit_jax.models.pit.config import PiTConfig
 from pit_jax.models.vit.config import ViTConfig
@@ -263,7 +262,7 @@ def _filled(
     peak: float | None,
 ) -> Row:
     rate = setting.batch / timing.median
-    flops = model_flops(setting.config, training=setting.mode == "training")
+    flops = zoo.model_flops(setting.config, training=setting.mode == "training")
     return dataclasses.replace(
         row,
         images_per_second=rate,

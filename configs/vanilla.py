@@ -41,10 +41,10 @@ pictures: a minute on a CPU, and nothing learned.
 
 import difflib
 from collections.abc import Iterable
-from typing import Any
 
 from ml_collections import ConfigDict
 
+from pit_jax.models import zoo
 from pit_jax.tasks.experiments import default_config
 
 # The models of the column, with the top-1 in percent that the paper reports for them (Table 2).
@@ -59,15 +59,6 @@ REPORTED = {
     "vit_b": 69.3,
     "resnet50": None,
     "resnet50_nopool": None,
-}
-
-# Fields of the smallest networks of every family.
-SMOKE_OPTIONS: dict[str, dict[str, Any]] = {
-    "pit": {"patch_size": 8, "stride": 4, "widths": (8, 16), "depths": (1, 1), "heads": (1, 2)},
-    "vit": {"patch_size": 8, "width": 16, "depth": 2, "heads": 2},
-    "deit": {"patch_size": 8, "width": 16, "depth": 2, "heads": 2},
-    "resnet50": {"base_width": 4, "depths": (1, 1)},
-    "regnety": {"widths": (8, 16), "depths": (1, 1), "group_width": 8, "stem_width": 8},
 }
 
 
@@ -120,8 +111,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     """The same ingredients on networks of some thousand parameters, 32x32 pixels and 30 steps of
     pictures made of random numbers, from which there is nothing to learn.
     """
-    family = config.model.name.split("_")[0]
-    config.model.options = SMOKE_OPTIONS[family]
+    config.model.options = zoo.smallest(config.model.name)
     config.model.image_size = (32, 32)
     config.model.dtype = "float32"
     config.data.name = "synthetic"
@@ -133,5 +123,5 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.log_every = "5 steps"
     if config.distillation.kind != "none":
         config.distillation.teacher_weights = "untrained"
-        config.distillation.teacher_options = SMOKE_OPTIONS["regnety"]
+        config.distillation.teacher_options = zoo.smallest(config.distillation.teacher)
     return config

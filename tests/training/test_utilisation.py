@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
-from pit_jax import flops
 from pit_jax.models import zoo
 from pit_jax.tasks import experiments
 from pit_jax.tasks.classification.config import ClassificationConfig
@@ -66,12 +65,12 @@ def test_the_peak_of_a_kind_is_that_of_its_longest_row_in_whole_words(
 def test_a_step_costs_what_the_model_does_and_the_teachers_forward_pass(name: str):
     """Three times the forward pass, less the gradient of the image, as compile_report counts."""
     model, teacher = zoo.model_config(name), zoo.model_config("regnety_160")
-    forward = 2 * flops.cost(model).macs
+    forward = 2 * zoo.cost(model).macs
     alone = Classification(ClassificationConfig(), model).flops(training=True)
-    assert alone == flops.model_flops(model, training=True)
+    assert alone == zoo.model_flops(model, training=True)
     assert 0.9 * 3 * forward < alone < 3 * forward
     taught = Classification(ClassificationConfig(), model, teacher=teacher)
-    assert taught.flops(training=True) - alone == 2 * flops.cost(teacher).macs
+    assert taught.flops(training=True) - alone == 2 * zoo.cost(teacher).macs
     assert taught.flops(training=False) == forward
 
 
@@ -94,7 +93,7 @@ def test_a_batch_in_parts_is_as_much_work(config: ConfigDict, workdir: Path):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     lines = [line for line in lines if "train/mfu" in line]
     assert len(lines) == 2
-    of_image = flops.model_flops(setup.task.network, training=True)
+    of_image = zoo.model_flops(setup.task.network, training=True)
     for line in lines:
         of_a_device = line["train/images_per_second"] / 8 * of_image
         assert line["train/mfu"] == pytest.approx(of_a_device / 1e9)

@@ -13,7 +13,6 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from pit_jax import flops
 from pit_jax.augment.resize import resize
 from pit_jax.data.images import IMAGENET_MEAN, IMAGENET_STD, check_protocol
 from pit_jax.models import parameters, zoo
@@ -136,7 +135,7 @@ class Classification(Task):
 
     def summary(self) -> str:
         return (
-            f"{flops.cost(self.network).macs / 1e9:.3f} GMACs an image; "
+            f"{zoo.cost(self.network).macs / 1e9:.3f} GMACs an image; "
             f"{self.num_examples:,} training and {len(self.eval_source):,} evaluation images"
         )
 
@@ -231,10 +230,10 @@ class Classification(Task):
 
     def flops(self, *, training: bool) -> int:
         """The model's own operations, in training with its teacher's forward pass."""
-        student = flops.model_flops(self.network, training=training)
+        student = zoo.model_flops(self.network, training=training)
         if self.teacher is None or not training:
             return student
-        return student + flops.model_flops(self.teacher, training=False)
+        return student + zoo.model_flops(self.teacher, training=False)
 
     # Data and evaluation.
 
@@ -357,7 +356,7 @@ def _teacher(config: ClassificationConfig, student: Any) -> Any | None:
     check_distillation(options.kind, options.alpha, options.temperature)
     if not getattr(student, "distilled", False):
         name = f"{config.model.name}_distilled"
-        fitting = name if name in zoo.MODELS else "a *_distilled model"
+        fitting = name if name in zoo.rows() else "a *_distilled model"
         raise ValueError(
             f"config.distillation.kind={options.kind!r} needs a student with a distillation head, "
             f"which {config.model.name} has not: set config.model.name to {fitting}"

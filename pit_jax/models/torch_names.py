@@ -1,22 +1,18 @@
-"""Which entry of a torch state dict is which parameter here: one declarative table per family.
+"""The words of a table of torch names: which entry of a torch state dict is which parameter here.
 
 A row names a parameter, its name in every torch layout, and the order of the torch axes that makes
 our axes. A row does nothing but permute axes, so its inverse is exact, and a table read from right
-to left writes the torch file. A further family is a further function from its configuration to a
-`Table`, entered in `TABLES`.
+to left writes the torch file. Every family has a function from its configuration to a `Table`,
+unless torch does not have the family.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from pit_jax.errors import suggestion
-from pit_jax.models.convnet.config import RegNetConfig, ResNetConfig
 from pit_jax.models.parameters import BATCH_STATS
-from pit_jax.models.pit.config import PiTConfig
-from pit_jax.models.vit.config import ViTConfig
 
 Shape = tuple[int, ...]
 
@@ -159,7 +155,9 @@ def bare_convolution(path: str, **names: str) -> tuple[Row, ...]:
     return convolution(path, **names)[:1]
 
 
-def _transformer_block(path: str, name: str) -> tuple[Row, ...]:
+def transformer_block(path: str, name: str) -> tuple[Row, ...]:
+    """A pre-norm transformer block, `name` in timm, and in the official files of PiT and DeiT."""
+
     def both(part: str) -> dict[str, str]:
         return {"official": f"{name}.{part}", "timm": f"{name}.{part}"}
 
@@ -171,119 +169,3 @@ def _transformer_block(path: str, name: str) -> tuple[Row, ...]:
         *linear(f"{path}/mlp/fc1", **both("mlp.fc1")),
         *linear(f"{path}/mlp/fc2", **both("mlp.fc2")),
     )
-
-
-def pit_table(config: PiTConfig) -> Table:
-    """PiT in the layouts of its authors ("official") and of timm.
-
-    The two differ in one thing: a pooling belongs to the network (`pools.0`) there, and to the
-    stage after it (`transformers.1.pool`) here.
-    """
-    rows = [
-        Row("embedding/position", {"official": "pos_embed", "timm": "pos_embed"}, MAP),
-        Row("class_token", {"official": "cls_token", "timm": "cls_token"}),
-        *convolution("embedding/conv", official="patch_embed.conv", timm="patch_embed.conv"),
-    ]
-    for stage, depth in enumerate(config.depths):
-        for block in range(depth):
-            rows += _transformer_block(
-                f"stage{stage}/block{block}", f"transformers.{stage}.blocks.{block}"
-            )
-    for pool in range(len(config.depths) - 1):
-        official, timm = f"pools.{pool}", f"transformers.{pool + 1}.pool"
-        rows += convolution(f"pool{pool}/conv", official=f"{official}.conv", timm=f"{timm}.conv")
-        rows += linear(f"pool{pool}/fc", official=f"{official}.fc", timm=f"{timm}.fc")
-    rows += layer_norm("norm", official="norm", timm="norm")
-    head = linear("head", official="head", timm="head")
-    if config.distilled:
-        head += linear("head_distillation", official="head_dist", timm="head_dist")
-    return Table(("official", "timm"), tuple(rows), head, "embedding/position")
-
-
-def vit_table(config: ViTConfig) -> Table:
-    """ViT and DeiT in the layouts of DeiT's authors ("official") and of timm, which are one."""
-
-    def both(name: str) -> dict[str, str]:
-        return {"official": name, "timm": name}
-
-    rows = [Row("class_token", both("cls_token")), Row("position", both("pos_embed"))]
-    if config.distilled:
-        rows.append(Row("distillation_token", both("dist_token")))
-    rows += convolution("embedding/conv", **both("patch_embed.proj"))
-    for block in range(config.depth):
-        rows += _transformer_block(f"block{block}", f"blocks.{block}")
-    rows += layer_norm("norm", **both("norm"))
-    head = linear("head", **both("head"))
-    if config.distilled:
-        head += linear("head_distillation", **both("head_dist"))
-    return Table(("official", "timm"), tuple(rows), head, "position", config.class_tokens)
-
-
-def resnet_table(config: ResNetConfig) -> Table:
-    """ResNet in the layouts of torchvision and of timm, which are one."""
-
-    def both(name: str) -> dict[str, str]:
-        return {"torchvision": name, "timm": name}
-
-    def conv_norm(path: str, conv: str, norm: str) -> tuple[Row, ...]:
-        return bare_convolution(f"{path}/conv", **both(conv)) + batch_norm(
-            f"{path}/norm", **both(norm)
-        )
-
-    rows = [*conv_norm("stem", "conv1", "bn1")]
-    for stage, depth in enumerate(config.depths):
-        for block in range(depth):
-            path, name = f"stage{stage}/block{block}", f"layer{stage + 1}.{block}"
-            for part in (1, 2, 3):
-                rows += conv_norm(f"{path}/conv{part}", f"{name}.conv{part}", f"{name}.bn{part}")
-            if config.pooling and block == 0:
-                down = f"{name}.downsample"
-                rows += conv_norm(f"{path}/downsample", f"{down}.0", f"{down}.1")
-    return Table(("torchvision", "timm"), tuple(rows), linear("head", **both("fc")), None)
-
-
-def regnet_table(config: RegNetConfig) -> Table:
-    """RegNetY in the layouts of timm, which is that of DeiT's teacher, and of torchvision."""
-
-    def conv_norm(path: str, timm: str, torchvision: str) -> tuple[Row, ...]:
-        return bare_convolution(
-            f"{path}/conv", timm=f"{timm}.conv", torchvision=f"{torchvision}.0"
-        ) + batch_norm(f"{path}/norm", timm=f"{timm}.bn", torchvision=f"{torchvision}.1")
-
-    rows = [*conv_norm("stem", "stem", "stem")]
-    for stage, depth in enumerate(config.depths, start=1):
-        for block in range(depth):
-            path, timm = f"stage{stage - 1}/block{block}", f"s{stage}.b{block + 1}"
-            torchvision = f"trunk_output.block{stage}.block{stage}-{block}"
-            rows += conv_norm(f"{path}/conv1", f"{timm}.conv1", f"{torchvision}.f.a")
-            rows += conv_norm(f"{path}/conv2", f"{timm}.conv2", f"{torchvision}.f.b")
-            for part in ("fc1", "fc2"):
-                rows += convolution(
-                    f"{path}/se/{part}",
-                    timm=f"{timm}.se.{part}",
-                    torchvision=f"{torchvision}.f.se.{part}",
-                )
-            rows += conv_norm(f"{path}/conv3", f"{timm}.conv3", f"{torchvision}.f.c")
-            if block == 0:
-                rows += conv_norm(f"{path}/downsample", f"{timm}.downsample", f"{torchvision}.proj")
-    head = linear("head", timm="head.fc", torchvision="fc")
-    return Table(("timm", "torchvision"), tuple(rows), head, None)
-
-
-TABLES: dict[type, Callable[[Any], Table]] = {
-    PiTConfig: pit_table,
-    ViTConfig: vit_table,
-    ResNetConfig: resnet_table,
-    RegNetConfig: regnet_table,
-}
-
-
-def table_of(config: Any) -> Table:
-    """The table of a configuration, by its type.
-
-    Raises:
-      ValueError: a family without a table.
-    """
-    if type(config) not in TABLES:
-        raise ValueError(f"{type(config).__name__} has no table of torch names")
-    return TABLES[type(config)](config)

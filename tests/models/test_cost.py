@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pit_jax import flops
 from pit_jax.models import parameters, zoo
 
 # Parameters, and multiply-accumulates of one 224x224 image in G, counted on the reference code.
@@ -40,26 +39,26 @@ def digits(value: float) -> int:
 @pytest.mark.parametrize("name", FACTS)
 def test_cost_is_the_published_one(name):
     expected, macs = FACTS[name]
-    cost = flops.cost(zoo.model_config(name))
+    cost = zoo.cost(zoo.model_config(name))
     assert cost.parameters == expected
     assert round(cost.macs / 1e9, digits(macs)) == macs
 
 
 def test_every_model_has_a_published_cost_or_a_reason():
     # Nobody else has the network without pooling: it is compared with the one it is an ablation of.
-    assert zoo.MODELS.keys() - FACTS.keys() == {"resnet50_nopool"}
+    assert zoo.rows().keys() - FACTS.keys() == {"resnet50_nopool"}
 
 
 @pytest.mark.parametrize("name", AT_384)
 def test_cost_at_384(name):
     expected, macs = AT_384[name]
-    cost = flops.cost(zoo.model_config(name, image_size=384))
+    cost = zoo.cost(zoo.model_config(name, image_size=384))
     assert cost.parameters == expected
     assert round(cost.macs / 1e9, digits(macs)) == macs
 
 
 def test_kinds_add_up_for_pit_s():
-    cost = flops.cost(zoo.model_config("pit_s"))
+    cost = zoo.cost(zoo.model_config("pit_s"))
     kinds = (cost.convolution, cost.linear, cost.attention)
     assert [round(kind / 1e9, 4) for kind in kinds] == [0.0814, 2.3368, 0.4526]
     assert sum(kinds) == cost.macs
@@ -81,7 +80,7 @@ VARIANTS = {
 def test_parameters_are_those_of_the_module(name):
     config = zoo.model_config(name, **VARIANTS[name])
     _, shapes = zoo.abstract(config)
-    assert flops.cost(config).parameters == parameters.count(shapes)
+    assert zoo.cost(config).parameters == parameters.count(shapes)
 
 
 def test_running_statistics_are_no_parameters():
@@ -106,12 +105,12 @@ def test_macs_are_what_pytorch_counts(name, reference, size, timm):
         counter = FlopCounterMode(display=False)
         with counter:
             model(torch.empty(1, 3, size, size))
-    cost = flops.cost(zoo.model_config(name, image_size=size))
+    cost = zoo.cost(zoo.model_config(name, image_size=size))
     assert 2 * cost.macs == counter.get_total_flops()
 
 
 def test_resnet_without_pooling_costs_what_resnet_does():
-    pooled, flat = (flops.cost(zoo.model_config(n)) for n in ("resnet50", "resnet50_nopool"))
+    pooled, flat = (zoo.cost(zoo.model_config(n)) for n in ("resnet50", "resnet50_nopool"))
     assert abs(flat.macs / pooled.macs - 1) < 0.01
     # 196 positions, 17 * w^2 per bottleneck, a 16x16 stem to 4 w channels, the head.
     width = 272
@@ -126,7 +125,7 @@ def test_pairs_with_and_without_pooling_cost_the_same(pair):
     )
     assert len(with_pooling.grids) > 1 == len(without.grids)
     assert without.grids == ((14, 14),)
-    assert abs(flops.cost(without).macs / flops.cost(with_pooling).macs - 1) < 0.03
+    assert abs(zoo.cost(without).macs / zoo.cost(with_pooling).macs - 1) < 0.03
     if hasattr(without, "heads"):
         widths = [
             wide // heads
@@ -137,11 +136,11 @@ def test_pairs_with_and_without_pooling_cost_the_same(pair):
 
 def test_training_is_three_forward_passes_but_for_the_gradient_of_the_images() -> None:
     pit = zoo.model_config("pit_s")
-    forward = flops.model_flops(pit, training=False)
-    assert forward == 2 * flops.cost(pit).macs
+    forward = zoo.model_flops(pit, training=False)
+    assert forward == 2 * zoo.cost(pit).macs
     stem = 27 * 27 * (16 * 16 * 3) * 144  # positions, inputs of one, channels
-    assert flops.model_flops(pit, training=True) == 3 * forward - 2 * stem
+    assert zoo.model_flops(pit, training=True) == 3 * forward - 2 * stem
     resnet = zoo.model_config("resnet50")
     stem = 112 * 112 * (7 * 7 * 3) * 64
-    expected = 6 * flops.cost(resnet).macs - 2 * stem
-    assert flops.model_flops(resnet, training=True) == expected
+    expected = 6 * zoo.cost(resnet).macs - 2 * stem
+    assert zoo.model_flops(resnet, training=True) == expected

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pit_jax.augment import erasing, mixing
+from pit_jax.augment import erasing
 from pit_jax.augment.flip import draw_flips, flip
 from pit_jax.augment.keys import image_keys
 from pit_jax.augment.normalise import normalise
 from pit_jax.augment.policy import parse
 from pit_jax.augment.randaugment import rand_augment
+from pit_jax.tasks.classification import mixing
 from pit_jax.tasks.classification.augmentation import training_batch
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pit_jax.tasks.classification.losses import cross_entropy, distillation_loss, smooth_targets
+from pit_jax.tasks.classification.losses import cross_entropy, distillation_loss
+from pit_jax.tasks.classification.mixing import smooth_targets
 
 BATCH, CLASSES = 6, 11
 RNG = np.random.default_rng(0)

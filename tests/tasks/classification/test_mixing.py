@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from pit_jax.augment import mixing
+from pit_jax.tasks.classification import mixing
 
 SIZE = (24, 32)
 CLASSES = 10

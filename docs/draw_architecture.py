@@ -57,7 +57,13 @@ FLOORS = (
     Floor(
         "ground",
         "#5b6b8c",
-        {"errors": "closest names", "files": "atomic writes", "version": "its number"},
+        {
+            "options": "declared fields",
+            "option_dict": "as ConfigDict",
+            "files": "atomic writes",
+            "errors": "closest names",
+            "version": "its number",
+        },
     ),
 )
 """From the roof to the ground. An import goes to a lower floor, or stays on its own."""
@@ -173,8 +179,8 @@ FONT = "ui-sans-serif, system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, s
 INK, MUTED, LINE = "#1f2733", "#6b7686", "#e3e7ee"
 MARGIN, TITLE = 28, 76  # around the picture, and above the house
 STOREY, GAP = 46, 8  # heights of a floor and of what is between two
-LABEL, HOUSE = 104, 548  # widths of the names of floors, and of the house with them
-CELL, ABOVE, BESIDE = 26, 92, 118  # of the matrix: a cell, and the names above and beside it
+LABEL, HOUSE = 104, 640  # widths of the names of floors, and of the house with them
+CELL, ABOVE, BESIDE = 24, 92, 118  # of the matrix: a cell, and the names above and beside it
 
 
 def draw(imports: Imports) -> str:

@@ -36,11 +36,7 @@ FLOORS = (
     Floor(
         "programs",
         "#7c5cbf",
-        {
-            "cli": "the commands",
-            "configs": "one experiment a file",
-            PACKAGE: "the public names",
-        },
+        {"cli": "the commands", "configs": "one experiment a file", PACKAGE: "the public names"},
     ),
     Floor("reports", "#9b5aa8", {"compile_report": "what a step costs on a TPU"}),
     Floor("tasks", "#b8588a", {"tasks": "what a training learns: loss, data, evaluation"}),

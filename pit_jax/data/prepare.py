@@ -1,20 +1,19 @@
 """Prepares a TFDS data set for reading in random order, as ArrayRecord.
 
-    python -m pit_jax.data.prepare NAME [--data_dir=DIR] [--manual_dir=DIR]
+    python -m pit_jax.cli.prepare NAME [--data_dir=DIR] [--manual_dir=DIR]
 
 A set is prepared split by split, and one that is prepared as TFRecord already is converted beside
 its old files, shard by shard. What is done is kept, so that starting again after an interruption
 does the rest. docs/data.md says which files ImageNet needs, how much disk and how much time.
 """
 
-import argparse
 import contextlib
 import inspect
 import logging
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +148,7 @@ def _check_manual_files(name: str, folder: Path, data_dir: str | None) -> None:
         return
     names = sorted(path.name for path in folder.glob("[!.]*"))[:5]
     found = ", ".join(names) or ("nothing" if folder.is_dir() else "no such folder")
-    again = f"python -m pit_jax.data.prepare {name} --manual_dir=FOLDER" + (
+    again = f"python -m pit_jax.cli.prepare {name} --manual_dir=FOLDER" + (
         f" --data_dir={data_dir}" if data_dir else ""
     )
     raise ValueError(
@@ -213,21 +212,3 @@ def _records(builder: tfds.core.DatasetBuilder, shard: Path) -> Iterator[bytes]:
         raise ValueError(
             f"cannot read {shard}: {error}; prepare the set anew in another --data_dir"
         ) from error
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The program: one line on standard output, or an error in one line and exit status 2."""
-    from pit_jax.cli import console
-
-    parser = argparse.ArgumentParser(prog="python -m pit_jax.data.prepare")
-    parser.add_argument("name", help="A TFDS set such as imagenet2012, or digits.")
-    parser.add_argument("--data_dir", help="Where it goes; TFDS's default otherwise.")
-    parser.add_argument("--manual_dir", help="Where the files lie that TFDS may not download.")
-    options = parser.parse_args(arguments)
-    console.set_up_logging()
-    folder = console.or_fail(prepare, options.name, options.data_dir, options.manual_dir)
-    print(f"ready: {options.name} in {folder}", flush=True)
-
-
-if __name__ == "__main__":
-    main()

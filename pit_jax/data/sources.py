@@ -82,7 +82,7 @@ def _check_files(name: str, builder: tfds.core.DatasetBuilder, split: str) -> No
             f"{name}/{split} is not complete: looked in {builder.data_path}, found "
             f"{len(files) - len(missing)} of {len(files)} files, not {missing[0].name}; copy them "
             "again, or remove the folder and run: "
-            f"python -m pit_jax.data.prepare {name}"
+            f"python -m pit_jax.cli.prepare {name}"
         )
 
 
@@ -139,7 +139,7 @@ def registered_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuil
 
 def _prepared_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     where = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
-    prepare = f"python -m pit_jax.data.prepare {name}" + (
+    prepare = f"python -m pit_jax.cli.prepare {name}" + (
         f" --data_dir={data_dir}" if data_dir else ""
     )
     builder = registered_builder(name, data_dir)

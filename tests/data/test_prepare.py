@@ -176,12 +176,3 @@ def test_missing_archives_are_named(tmp_path: Path):
     again = f"prepare imagenet2012 --manual_dir=FOLDER --data_dir={tmp_path}"
     with pytest.raises(ValueError, match=f"{re.escape(again)}$"):
         prepare.prepare("imagenet2012", str(tmp_path))
-
-
-def test_the_program(capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    prepare.main(["digits", f"--data_dir={tmp_path}"])
-    assert capsys.readouterr().out == f"ready: digits in {tmp_path}/digits/1.0.0\n"
-    with pytest.raises(SystemExit) as caught:
-        prepare.main(["digitz"])
-    assert caught.value.code == 2
-    assert "did you mean 'digits'" in capsys.readouterr().err

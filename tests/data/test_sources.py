@@ -100,7 +100,7 @@ def test_slices_and_synthetic_images():
         (
             "cifar10",
             "train",
-            r"looked in .*, found no folder 'cifar10'; run: python -m pit_jax\.data\.prepare ci",
+            r"looked in .*, found no folder 'cifar10'; run: python -m pit_jax\.cli\.prepare ci",
         ),
     ],
 )
@@ -116,7 +116,7 @@ def test_a_data_dir_that_cannot_be_read_is_named(tmp_path: Path):
     for data_dir in (tmp_path / "loop", tmp_path):
         message = (
             f"cifar10 is not prepared: looked in {data_dir}, found no directory that can be read "
-            "(Too many levels of symbolic links); run: python -m pit_jax.data.prepare cifar10 "
+            "(Too many levels of symbolic links); run: python -m pit_jax.cli.prepare cifar10 "
             f"--data_dir={data_dir}"
         )
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):

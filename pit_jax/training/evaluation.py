@@ -15,7 +15,8 @@ from pit_jax import sharding
 from pit_jax.data.folders import PREFIX
 from pit_jax.data.images import check_protocol
 from pit_jax.data.pipeline import Reading, eval_batches
-from pit_jax.data.sources import Source, open_source
+from pit_jax.data.source import Source
+from pit_jax.data.sources import open_source
 from pit_jax.models import parameters, zoo
 from pit_jax.ops import lowerings
 from pit_jax.training.config import TrainConfig

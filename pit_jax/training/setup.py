@@ -14,9 +14,9 @@ from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from pit_jax import losses, sharding
-from pit_jax.data.folders import FolderImages, check_splits
 from pit_jax.data.images import check_protocol
-from pit_jax.data.sources import Source, open_source
+from pit_jax.data.source import Source
+from pit_jax.data.sources import check_splits, open_source
 from pit_jax.errors import suggestion
 from pit_jax.files import replace_file
 from pit_jax.models import parameters, zoo
@@ -113,9 +113,7 @@ def prepare(
     _model_config(parsed, parsed.model.num_classes or 1)
     train_source = open_source(parsed.data.name, parsed.data.train_split, parsed.data.data_dir)
     eval_source = open_source(parsed.data.name, parsed.data.eval_split, parsed.data.data_dir)
-    train, held_out = train_source.examples, eval_source.examples
-    if isinstance(train, FolderImages) and isinstance(held_out, FolderImages):
-        check_splits(train, held_out)
+    check_splits(train_source, eval_source)
     experiment = _experiment(
         parsed,
         mesh,

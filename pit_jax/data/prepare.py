@@ -18,9 +18,9 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import file_adapters
 from tqdm import tqdm
 
-from pit_jax.data.digits import open_digits, prepare_digits
-from pit_jax.data.sources import find_opener, registered_builder
-from pit_jax.data.tfds_sets import RANDOM_ACCESS, prepare_command
+from pit_jax.data.digits import prepare_digits
+from pit_jax.data.sources import find_opener, known_names
+from pit_jax.data.tfds_sets import RANDOM_ACCESS, prepare_command, registered_builder
 
 logger = logging.getLogger(__name__)
 
@@ -41,13 +41,12 @@ def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = Non
     Raises:
       ValueError: no such set, missing archives, a damaged shard, a folder that cannot be written.
     """
-    opener = find_opener(name)
-    if opener not in (None, open_digits):
+    if name != "digits" and find_opener(name):
         raise ValueError(f"{name} needs no preparation: use it as config.data.name")
-    if opener is open_digits and data_dir is None:
+    if name == "digits" and data_dir is None:
         return str(prepare_digits().data_path)
     root = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
-    builder = registered_builder(name, str(root))
+    builder = registered_builder(name, str(root), known_names())
     try:
         root.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(root / f".{re.sub('[/:]', '-', name)}.lock"):

@@ -12,27 +12,41 @@ or, in a program of its own, as `sources.SOURCES["my_images"] = open_my_images`.
 
 import importlib.metadata
 import logging
-import re
 from collections.abc import Callable
 
-import tensorflow_datasets as tfds
-
-from pit_jax.data import digits, folders, synthetic, tfds_sets
+from pit_jax.data import folders, synthetic
 from pit_jax.data.source import Source
-from pit_jax.errors import suggestion
 
 logger = logging.getLogger(__name__)
 
 Opener = Callable[[str, str, str | None], Source]
 """Takes the data set's name, the split and `config.data.data_dir`; raises ValueError."""
 
+
+# TFDS takes a second to import, which other data sets do without.
+def _open_digits(name: str, split: str, data_dir: str | None) -> Source:
+    from pit_jax.data import digits
+
+    return digits.open_digits(name, split, data_dir)
+
+
+def _open_tfds(name: str, split: str, data_dir: str | None) -> Source:
+    from pit_jax.data import tfds_sets
+
+    return tfds_sets.open_tfds(name, split, data_dir, known=known_names())
+
+
 # Name, or prefix that ends with a colon -> opener. Any other name is a TFDS set.
 SOURCES: dict[str, Opener] = {
-    "digits": digits.open_digits,
+    "digits": _open_digits,
     folders.PREFIX: folders.open_folder,
     "synthetic": synthetic.open_synthetic,
 }
-ENTRY_POINTS = "pit_jax.sources"
+
+
+def _offered() -> importlib.metadata.EntryPoints:
+    """Returns the openers that installed packages offer."""
+    return importlib.metadata.entry_points(group="pit_jax.sources")
 
 
 def open_source(name: str, split: str, data_dir: str | None = None) -> Source:
@@ -63,7 +77,7 @@ def find_opener(name: str) -> Opener | None:
     for key, opener in SOURCES.items():
         if _matches(name, key):
             return opener
-    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
+    for entry in _offered():
         if _matches(name, entry.name):
             try:
                 return entry.load()
@@ -79,30 +93,9 @@ def _matches(name: str, key: str) -> bool:
     return name.startswith(key) if key.endswith(":") else name == key
 
 
-def _open_tfds(name: str, split: str, data_dir: str | None) -> Source:
-    return tfds_sets.open_prepared(registered_builder(name, data_dir), name, split, data_dir)
-
-
-def registered_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
-    """Returns TFDS's builder of a set, prepared or not.
-
-    Raises:
-      ValueError: a set that TFDS does not know, or a path; the message has the closest name.
-    """
-    path = re.search("(?:^|:)([./~].*)", name)
-    if path:
-        raise ValueError(
-            f"{name!r} is no data set; for a folder of images write {folders.PREFIX}{path[1]}"
-        )
-    try:
-        return tfds.builder(name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError as error:
-        offered = (entry.name for entry in importlib.metadata.entry_points(group=ENTRY_POINTS))
-        known = [*SOURCES, *offered, *tfds.list_builders()]
-        raise ValueError(
-            f"unknown data set {name!r}{suggestion(name, known)}; for a folder of images write "
-            "folder:/path"
-        ) from error
+def known_names() -> list[str]:
+    """Lists the keys of the table and those of other packages, for suggestions."""
+    return [*SOURCES, *(entry.name for entry in _offered())]
 
 
 def check_splits(train: Source, held_out: Source) -> None:

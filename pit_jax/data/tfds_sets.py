@@ -1,5 +1,7 @@
 """Prepared TFDS data sets, read as ArrayRecord through `tfds.data_source`, without TensorFlow."""
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import tensorflow_datasets as tfds
@@ -16,6 +18,44 @@ def prepare_command(name: str, data_dir: str | None, *options: str) -> str:
     """Returns the command that prepares a set, for messages."""
     where = [f"--data_dir={data_dir}"] if data_dir else []
     return " ".join(["python -m pit_jax.cli.prepare", name, *options, *where])
+
+
+def open_tfds(
+    name: str, split: str, data_dir: str | None = None, known: Iterable[str] = ()
+) -> Source:
+    """Opens a split of a TFDS set.
+
+    Args:
+      name: TFDS's name of the set.
+      split: a split or a slice of one, such as "train[:1%]".
+      data_dir: TFDS's folder; None for TFDS's default.
+      known: names of other data sets, to suggest for a misspelt one.
+
+    Raises:
+      ValueError: as `registered_builder` and `open_prepared`.
+    """
+    return open_prepared(registered_builder(name, data_dir, known), name, split, data_dir)
+
+
+def registered_builder(
+    name: str, data_dir: str | None, known: Iterable[str] = ()
+) -> tfds.core.DatasetBuilder:
+    """Returns TFDS's builder of a set, prepared or not.
+
+    Raises:
+      ValueError: a set that TFDS does not know, or a path; the message has the closest name, also
+        among the other data sets `known`.
+    """
+    path = re.search("(?:^|:)([./~].*)", name)
+    if path:
+        raise ValueError(f"{name!r} is no data set; for a folder of images write folder:{path[1]}")
+    try:
+        return tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError as error:
+        raise ValueError(
+            f"unknown data set {name!r}{suggestion(name, [*known, *tfds.list_builders()])}; for a "
+            "folder of images write folder:/path"
+        ) from error
 
 
 def open_prepared(

@@ -38,7 +38,7 @@ from measuring import machine
 ROOT = Path(__file__).resolve().parents[1]
 LOG_STEPS = 100  # the default of config.log_every
 BARE_START = "import jax; jax.jit(lambda x: x + 1)(1.0).block_until_ready()"
-PREPARE_DATA = "from pit_jax.data.sources import prepare_digits; prepare_digits()"
+PREPARE_DATA = "from pit_jax.data.digits import prepare_digits; prepare_digits()"
 START_LIMIT = 600
 
 

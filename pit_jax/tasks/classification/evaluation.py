@@ -15,7 +15,8 @@ from pit_jax.augment.normalise import normalise
 from pit_jax.data.folders import PREFIX
 from pit_jax.data.images import IMAGENET_MEAN, IMAGENET_STD, check_protocol
 from pit_jax.data.pipeline import Reading
-from pit_jax.data.sources import Source, open_source
+from pit_jax.data.source import Source
+from pit_jax.data.sources import open_source
 from pit_jax.models import parameters, zoo
 from pit_jax.tasks.classification.config import Protocol
 from pit_jax.tasks.classification.input import eval_batches

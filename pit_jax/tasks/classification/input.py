@@ -16,10 +16,10 @@ from PIL import Image
 from pit_jax.augment.policy import Policy
 from pit_jax.data import images, jpeg
 from pit_jax.data.batching import Field
-from pit_jax.data.examples import Source
 from pit_jax.data.loading import Loader
 from pit_jax.data.pipeline import ALONE, Reading, RepeatedViews, batched
 from pit_jax.data.randaugment import rand_augment
+from pit_jax.data.source import Source
 
 PADDING_LABEL = -1
 

@@ -81,8 +81,7 @@ class Classification(Task):
 
     @classmethod
     def open(cls, config: ClassificationConfig) -> Self:
-        from pit_jax.data.folders import FolderImages, check_splits
-        from pit_jax.data.sources import open_source
+        from pit_jax.data.sources import check_splits, open_source
 
         check_protocol(config.data.eval_protocol)
         # A mistake in the model is told before data is opened, and perhaps prepared.
@@ -90,8 +89,7 @@ class Classification(Task):
         _network(config, config.model.num_classes or 1)
         train = open_source(config.data.name, config.data.train_split, config.data.data_dir)
         held_out = open_source(config.data.name, config.data.eval_split, config.data.data_dir)
-        if isinstance(train.examples, FolderImages) and isinstance(held_out.examples, FolderImages):
-            check_splits(train.examples, held_out.examples)
+        check_splits(train, held_out)
         network = _network(config, held_out.num_classes)
         return cls(
             config,

@@ -17,6 +17,7 @@ from sklearn.datasets import load_sample_images
 
 from pit_jax.augment import policy
 from pit_jax.data import images, loading, pipeline, randaugment, sources
+from pit_jax.data.source import Example, Source
 from pit_jax.tasks.classification import input
 
 BATCH = 32
@@ -28,11 +29,11 @@ VIEWS = {field.name for field in dataclasses.fields(input.Views)}
 
 
 @pytest.fixture(scope="module")
-def source() -> sources.Source:
+def source() -> Source:
     return sources.open_source("digits", "train[:100]")
 
 
-def training(source: sources.Source, **options: Any):
+def training(source: Source, **options: Any):
     drawn = {"size": (12, 10), "scale": (0.5, 1.0)}
     drawn |= {key: options.pop(key) for key in list(options) if key in VIEWS}
     arguments = {"batch_size": BATCH, "seed": 3} | options
@@ -54,7 +55,7 @@ def seen(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return batch | {"image": images}
 
 
-def test_every_example_once_an_epoch_in_a_new_order(source: sources.Source):
+def test_every_example_once_an_epoch_in_a_new_order(source: Source):
     # A crop of the whole image, so that examples can be told apart by their pixels.
     whole = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "size": (8, 8)}
     found, labels = take(training(source, **whole), 8)
@@ -68,7 +69,7 @@ def test_every_example_once_an_epoch_in_a_new_order(source: sources.Source):
     assert epochs[0] != epochs[1]
 
 
-def test_crops_differ_between_epochs_and_seeds(source: sources.Source):
+def test_crops_differ_between_epochs_and_seeds(source: Source):
     found, _ = take(training(source), 8)
     again, _ = take(training(source), 8)
     other, _ = take(training(source, seed=4), 8)
@@ -81,7 +82,7 @@ def test_crops_differ_between_epochs_and_seeds(source: sources.Source):
 @pytest.mark.parametrize("drawn", [{}, REPEATED, CANVASES])
 @pytest.mark.parametrize("processes", [2, 4])
 def test_the_global_batch_does_not_depend_on_the_processes(
-    source: sources.Source, processes: int, drawn: dict[str, Any]
+    source: Source, processes: int, drawn: dict[str, Any]
 ):
     def taken(process: int, of: int) -> list[dict[str, np.ndarray]]:
         reading = pipeline.Reading(process=process, processes=of)
@@ -99,7 +100,7 @@ def test_the_global_batch_does_not_depend_on_the_processes(
 @pytest.mark.parametrize("drawn", [{}, REPEATED, CANVASES])
 @pytest.mark.parametrize("first", [1, 5])
 def test_starting_at_a_later_batch_continues_bit_identically(
-    source: sources.Source, first: int, drawn: dict[str, Any]
+    source: Source, first: int, drawn: dict[str, Any]
 ):
     uninterrupted = map(seen, itertools.islice(training(source, **drawn), first, 9))
     resumed = map(seen, training(source, first_batch=first, **drawn))
@@ -109,7 +110,7 @@ def test_starting_at_a_later_batch_continues_bit_identically(
             np.testing.assert_array_equal(batch[name], expected[name])
 
 
-def test_a_crop_for_the_device_is_what_the_host_would_resize(source: sources.Source):
+def test_a_crop_for_the_device_is_what_the_host_would_resize(source: Source):
     """In the corner of its canvas, of the same draws; this PIL resizes it to the same image."""
     resized, labels = take(training(source), 3)
     whole = list(itertools.islice(training(source, canvas=(12, 16)), 3))
@@ -123,7 +124,7 @@ def test_a_crop_for_the_device_is_what_the_host_would_resize(source: sources.Sou
         np.testing.assert_array_equal(images.resize(crop[:height, :width], (12, 10)), image)
 
 
-def test_flip_and_randaugment_come_after_the_resizing(source: sources.Source):
+def test_flip_and_randaugment_come_after_the_resizing(source: Source):
     for drawn in ({"policy": POLICY}, {"flip_probability": 0.5}):
         with pytest.raises(ValueError, match="RandAugment on the device where it resizes"):
             input.Views(size=(12, 10), canvas=(16, 16), **drawn)
@@ -132,7 +133,7 @@ def test_flip_and_randaugment_come_after_the_resizing(source: sources.Source):
 
 
 @pytest.mark.parametrize("threads", [1, 3, 16])
-def test_batches_do_not_depend_on_the_threads(source: sources.Source, threads: int):
+def test_batches_do_not_depend_on_the_threads(source: Source, threads: int):
     expected, labels = take(training(source, batch_size=50, **REPEATED), 4)
     reading = pipeline.Reading(threads=threads, prefetch=3)
     found, again = take(training(source, batch_size=50, reading=reading, **REPEATED), 4)
@@ -143,7 +144,7 @@ def test_batches_do_not_depend_on_the_threads(source: sources.Source, threads: i
 class Recorder:
     """Examples that note which of them are asked for, and by which threads."""
 
-    def __init__(self, source: sources.Source) -> None:
+    def __init__(self, source: Source) -> None:
         self.source = source
         self.asked: list[int] = []
         self.threads: set[str] = set()
@@ -151,7 +152,7 @@ class Recorder:
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> sources.Example:
+    def __getitem__(self, index: int) -> Example:
         self.asked.append(index)
         self.threads.add(threading.current_thread().name)
         time.sleep(0.001)  # or one thread could be done before the others have started
@@ -159,11 +160,11 @@ class Recorder:
 
 
 @pytest.mark.parametrize("prefetch", [1, 3])
-def test_batches_are_made_while_one_is_used(source: sources.Source, prefetch: int):
+def test_batches_are_made_while_one_is_used(source: Source, prefetch: int):
     """So many as `prefetch` says are whole before they are asked for, and no more."""
     examples = Recorder(source)
     reading = pipeline.Reading(threads=2, prefetch=prefetch)
-    batches = iter(training(sources.Source("recorded", examples, 10), reading=reading))
+    batches = iter(training(Source("recorded", examples, 10), reading=reading))
     next(batches)
     expected = (1 + prefetch) * BATCH
     assert len(asked_for(examples, expected)) == expected
@@ -180,14 +181,12 @@ def asked_for(examples: Recorder, expected: int) -> list[int]:
 
 
 @pytest.mark.parametrize(("repeats", "expected"), [(1, 3 * BATCH), (3, BATCH)])
-def test_a_late_start_asks_for_its_own_batches_only(
-    source: sources.Source, repeats: int, expected: int
-):
+def test_a_late_start_asks_for_its_own_batches_only(source: Source, repeats: int, expected: int):
     """A million batches are exactly 320,000 epochs: these three are the beginning of one, where no
     example comes twice.
     """
     examples = Recorder(source)
-    recorded = sources.Source("recorded", examples, 10)
+    recorded = Source("recorded", examples, 10)
     reading = pipeline.Reading(threads=2, prefetch=2)
     late = training(recorded, first_batch=1_000_000, repeats=repeats, reading=reading)
     batches = iter(late)
@@ -200,17 +199,17 @@ def test_a_late_start_asks_for_its_own_batches_only(
     assert sorted(shown) == sorted(stored)
 
 
-def test_as_many_threads_as_cores(source: sources.Source):
+def test_as_many_threads_as_cores(source: Source):
     for threads, expected in ((3, 3), (0, min(len(os.sched_getaffinity(0)), 64))):
         examples = Recorder(source)
-        recorded = sources.Source("recorded", examples, 10)
+        recorded = Source("recorded", examples, 10)
         next(iter(training(recorded, reading=pipeline.Reading(threads=threads, prefetch=1))))
         assert len(examples.threads) == expected
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
 @pytest.mark.parametrize("batch", [8, 100, 128])
-def test_evaluation_counts_every_example_once(source: sources.Source, batch: int, processes: int):
+def test_evaluation_counts_every_example_once(source: Source, batch: int, processes: int):
     shares = [
         list(
             input.eval_batches(
@@ -238,7 +237,7 @@ def test_evaluation_counts_every_example_once(source: sources.Source, batch: int
 
 
 @pytest.fixture(scope="module")
-def photographs() -> sources.Source:
+def photographs() -> Source:
     """JPEG files of a wide, a tall and a grey photograph."""
     first, second = (Image.fromarray(pixels) for pixels in load_sample_images().images)
     examples = []
@@ -246,13 +245,13 @@ def photographs() -> sources.Source:
         file = io.BytesIO()
         picture.save(file, "JPEG", quality=90)
         examples.append({"image": file.getvalue(), "label": label})
-    return sources.Source("photographs", examples, 3)
+    return Source("photographs", examples, 3)
 
 
 @pytest.mark.parametrize("size", [(96, 96), (64, 96)])
 @pytest.mark.parametrize("protocol", ["deit", "timm"])
 def test_evaluation_cuts_as_the_protocol_says(
-    photographs: sources.Source, protocol: str, size: tuple[int, int]
+    photographs: Source, protocol: str, size: tuple[int, int]
 ):
     batches = input.eval_batches(photographs, image_size=size, batch_size=2, protocol=protocol)
     found, labels = take(batches, 2)
@@ -266,7 +265,7 @@ def test_evaluation_cuts_as_the_protocol_says(
 WHOLE = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "size": (8, 8)}
 
 
-def test_an_epoch_of_repeats_shows_a_third_of_the_images(source: sources.Source):
+def test_an_epoch_of_repeats_shows_a_third_of_the_images(source: Source):
     """An epoch of 100 views: 33 images three times in a row, one once; the next epoch others."""
     repeated, _ = take(training(source, repeats=3, batch_size=100, **WHOLE), 2)
     plain, _ = take(training(source, batch_size=100, **WHOLE), 2)
@@ -276,14 +275,14 @@ def test_an_epoch_of_repeats_shows_a_third_of_the_images(source: sources.Source)
     assert len({image.tobytes() for image in repeated[:100]}) == 34
 
 
-def test_views_of_an_image_differ(source: sources.Source):
+def test_views_of_an_image_differ(source: Source):
     found, labels = take(training(source, **REPEATED), 3)
     for start in range(0, 96, 3):
         assert len({image.tobytes() for image in found[start : start + 3]}) > 1
         assert len(set(labels[start : start + 3])) == 1
 
 
-def test_an_image_is_decoded_once_for_its_views(source: sources.Source):
+def test_an_image_is_decoded_once_for_its_views(source: Source):
     class Counting:
         def __init__(self) -> None:
             self.asked: list[int] = []
@@ -291,12 +290,12 @@ def test_an_image_is_decoded_once_for_its_views(source: sources.Source):
         def __len__(self) -> int:
             return 100
 
-        def __getitem__(self, index: int) -> sources.Example:
+        def __getitem__(self, index: int) -> Example:
             self.asked.append(index)
             return source.examples[index]
 
     examples = Counting()
-    counted = sources.Source("counted", examples, 10)
+    counted = Source("counted", examples, 10)
     reading = pipeline.Reading(threads=4, prefetch=1)
     take(training(counted, repeats=4, reading=reading), 3)
     # 25 images of an epoch of 100 views; what is prefetched may start the next one.
@@ -304,7 +303,7 @@ def test_an_image_is_decoded_once_for_its_views(source: sources.Source):
     assert len(examples.asked) <= 4 * BATCH // 4 + 1
 
 
-def test_flip_comes_before_randaugment_in_timms_order(source: sources.Source):
+def test_flip_comes_before_randaugment_in_timms_order(source: Source):
     plain, _ = take(training(source, **WHOLE), 1)
     flipped, _ = take(training(source, flip_probability=1.0, **WHOLE), 1)
     np.testing.assert_array_equal(flipped, plain[:, :, ::-1])
@@ -317,7 +316,7 @@ def test_flip_comes_before_randaugment_in_timms_order(source: sources.Source):
     np.testing.assert_array_equal(both, after)
 
 
-def generators(source: sources.Source) -> list[np.random.Generator]:
+def generators(source: Source) -> list[np.random.Generator]:
     """Those of the first batch's rows, after crop and flip have drawn from them."""
 
     def draw(_: int, rng: np.random.Generator) -> np.random.Generator:
@@ -330,15 +329,15 @@ def generators(source: sources.Source) -> list[np.random.Generator]:
 
 
 @pytest.fixture
-def damaged(source: sources.Source) -> sources.Source:
+def damaged(source: Source) -> Source:
     """Examples 3, 4 and 99 are cut short; the first two follow one another."""
     examples: list[Any] = [source.examples[index] for index in range(100)]
     for index in (3, 4, 99):
         examples[index] = {**examples[index], "image": examples[index]["image"][:40]}
-    return sources.Source("digits/damaged", examples, 10)
+    return Source("digits/damaged", examples, 10)
 
 
-def test_a_bad_image_is_named(damaged: sources.Source):
+def test_a_bad_image_is_named(damaged: Source):
     message = r"digits/damaged, example \d+: expected the bytes of an image, found 40 bytes that"
     with pytest.raises(loading.BadImageError, match=message):
         take(training(damaged), 4)
@@ -348,9 +347,7 @@ def test_a_bad_image_is_named(damaged: sources.Source):
 
 
 @pytest.mark.parametrize("repeats", [1, 2])
-def test_a_skipped_image_is_replaced_by_the_next(
-    source: sources.Source, damaged: sources.Source, repeats: int
-):
+def test_a_skipped_image_is_replaced_by_the_next(source: Source, damaged: Source, repeats: int):
     options = {"batch_size": 100, "repeats": repeats, **WHOLE}
     intact = next(iter(training(source, **options)))
     skipping = next(iter(training(damaged, bad_images="skip", **options)))
@@ -368,6 +365,6 @@ def test_a_skipped_image_is_replaced_by_the_next(
         assert label == instead["label"]
 
 
-def test_too_many_in_a_row_are_refused(damaged: sources.Source):
+def test_too_many_in_a_row_are_refused(damaged: Source):
     with pytest.raises(loading.BadImageError, match="example 4"):
         take(training(damaged, bad_images="skip", max_bad_images=1), 4)

@@ -12,8 +12,7 @@ from absl.testing import flagsaver
 from ml_collections import ConfigDict
 from PIL import Image
 
-from pit_jax.cli import console
-from pit_jax.data import show
+from pit_jax.cli import console, show
 
 CONFIG = Path(__file__).parents[1] / "tiny.py"
 
@@ -52,7 +51,7 @@ def test_a_picture_that_cannot_be_written_is_named(config: ConfigDict, tmp_path:
 
 @pytest.fixture
 def program(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """`python -m pit_jax.data.show` in this process, which keeps neither its flags nor its log."""
+    """`python -m pit_jax.cli.show` in this process, which keeps neither its flags nor its log."""
 
     def run_app(main: Callable, flags_parser: Callable = app.parse_flags_with_usage) -> None:
         main(flags_parser(sys.argv))

@@ -1,20 +1,46 @@
-"""Draws a training batch as the model sees it, with its labels, before and after mixing.
+"""`python -m pit_jax.cli.show` and `pit-show`: draws a training batch with its labels.
 
-python -m pit_jax.data.show --config=configs/digits.py --out=grid.png
+    python -m pit_jax.cli.show --config=configs/digits.py --out=grid.png
+
+The batch is drawn as the model sees it, before and after mixing.
 """
 
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import app, flags
+from ml_collections import config_flags
 
+from pit_jax.cli import console
+from pit_jax.cli.train import parse_flags
 from pit_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
 
 COLUMNS = 8
-# Of the batch, so that the pictures stay large enough to be looked at.
+# Images drawn of a batch: more would be too small to look at.
 SHOWN = 32
+
+
+def run() -> None:
+    """Entry point: parses the command line, draws, prints the picture's path."""
+    config_flags.DEFINE_config_file("config", help_string="The experiment, e.g. configs/digits.py.")
+    flags.DEFINE_string("out", None, "The picture to write, e.g. grid.png.")
+    flags.mark_flags_as_required(["config", "out"])
+    # --help lists only the flags of the started program, whose module this may not be.
+    for flag in flags.FLAGS.get_flags_for_module(__name__):
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    app.run(_main, flags_parser=parse_flags)
+
+
+def _main(arguments: Sequence[str]) -> None:
+    if len(arguments) > 1:
+        console.fail(f"unexpected argument {arguments[1]!r}: options are written --name=value")
+    console.set_up_logging()
+    console.or_fail(show, flags.FLAGS.config, flags.FLAGS.out)
+    print(flags.FLAGS.out, flush=True)
 
 
 def show(config: Any, out: str | Path) -> None:
@@ -22,10 +48,10 @@ def show(config: Any, out: str | Path) -> None:
 
     Args:
       config: from a config file.
-      out: where the picture goes, as .png, .pdf, ...
+      out: the picture's file; its ending chooses the format (.png, .pdf, ...).
 
     Raises:
-      ValueError: an experiment that cannot run, or a file that cannot be written.
+      ValueError: the experiment cannot run, or the file cannot be written.
     """
     from pit_jax.tasks.classification.task import Classification
     from pit_jax.tasks.experiments import prepare
@@ -48,7 +74,7 @@ def show(config: Any, out: str | Path) -> None:
 
 
 def _draw(rows: list[Any], out: str | Path) -> None:
-    """`rows` holds (images, targets) before and after mixing."""
+    """Draws (images, targets) before and after mixing, which `rows` holds in this order."""
     from matplotlib.figure import Figure
 
     count = len(rows[0][0])
@@ -72,36 +98,10 @@ def _draw(rows: list[Any], out: str | Path) -> None:
 
 
 def label(target: np.ndarray) -> str:
-    """The classes with more than an even share of what smoothing spreads: "3 (0.94), 7 (0.02)"."""
+    """Names the two largest classes whose share exceeds the smoothing: "3 (0.94), 7 (0.02)"."""
     floor = target.min()
     order = np.argsort(-target, kind="stable")[:2]
     return ", ".join(f"{k} ({target[k]:.2f})" for k in order if target[k] > floor + 1e-4)
-
-
-def main(arguments: Sequence[str]) -> None:
-    """The program, below absl's flags."""
-    from absl import flags
-
-    from pit_jax.cli import console
-
-    if len(arguments) > 1:
-        console.fail(f"unexpected argument {arguments[1]!r}: options are written --name=value")
-    console.set_up_logging()
-    console.or_fail(show, flags.FLAGS.config, flags.FLAGS.out)
-    print(flags.FLAGS.out, flush=True)
-
-
-def run() -> None:
-    """Entry point: parses the command line, draws."""
-    from absl import app, flags
-    from ml_collections import config_flags
-
-    from pit_jax.cli.train import parse_flags
-
-    config_flags.DEFINE_config_file("config", help_string="The experiment, e.g. configs/digits.py.")
-    flags.DEFINE_string("out", None, "The picture, e.g. grid.png.")
-    flags.mark_flags_as_required(["config", "out"])
-    app.run(main, flags_parser=parse_flags)
 
 
 if __name__ == "__main__":

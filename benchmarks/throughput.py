@@ -50,8 +50,7 @@ import numpy as np
 from measuring import Program, Timing, compiled_peak, machine, one_line, table, time_together
 
 from pit_jax.models import parameters, zoo
-from pit_jax.models.pit.config import PiTConfig
-from pit_jax.models.vit.config import ViTConfig
+from pit_jax.models.config import ModelConfig
 from pit_jax.training.flops_rate import peak_flops
 
 MODELS = ("pit_ti", "pit_xs", "pit_s", "pit_b", "vit_ti", "vit_s", "vit_b")
@@ -64,7 +63,7 @@ LEARNING_RATE, WEIGHT_DECAY, LABEL_SMOOTHING = 1e-3, 0.05, 0.1
 class Setting:
     """One model in one mode."""
 
-    config: PiTConfig | ViTConfig
+    config: ModelConfig
     mode: str
     dtype: str
     batch: int
@@ -117,7 +116,7 @@ def _our_inference(setting: Setting) -> Program:
 
 def _our_training(setting: Setting) -> Program:
     from pit_jax.optim.optimizers import make_optimizer
-    from pit_jax.training.config import AugmentConfig, ModelConfig, TrainConfig
+    from pit_jax.training import config as training
     from pit_jax.training.state import initial_state
     from pit_jax.training.step import Learner, make_train_step
 
@@ -129,9 +128,9 @@ def _our_training(setting: Setting) -> Program:
         optimizer=optimizer,
         schedule=lambda step: LEARNING_RATE,
     )
-    config = TrainConfig(
-        model=ModelConfig(dtype=setting.dtype),
-        augment=AugmentConfig(flip_probability=0.0, label_smoothing=LABEL_SMOOTHING),
+    config = training.TrainConfig(
+        model=training.ModelConfig(dtype=setting.dtype),
+        augment=training.AugmentConfig(flip_probability=0.0, label_smoothing=LABEL_SMOOTHING),
     )
     initialise = functools.partial(initial_state, optimizer=optimizer, seed=0, ema=False)
     state = jax.jit(initialise)(values)
@@ -359,8 +358,8 @@ def settings(options: argparse.Namespace) -> list[tuple[str, Setting]]:
     for model in options.models:
         fields = replaced_fields(options.set)
         config = zoo.model_config(model, image_size=options.image_size, **fields)
-        if not isinstance(config, PiTConfig | ViTConfig) or config.distilled:
-            raise ValueError(f"--models takes PiT and ViT without distillation, found {model}")
+        if getattr(config, "distilled", False):
+            raise ValueError(f"--models takes networks without a distillation head, found {model}")
         for mode in options.modes:
             setting = Setting(config, mode, options.dtype, options.batch_size, options.compile_mode)
             found.append((model, setting))

@@ -68,9 +68,9 @@ def overhead(repeats: int, scratch: Path) -> list[Figure]:
     """Time per step of a real run and of its compiled step alone; windows of 100 steps."""
     from pit_jax.data import pipeline
     from pit_jax.training import build, loop
-    from pit_jax.training.reporting import METRICS_FILE
     from pit_jax.training.setup import prepare
     from pit_jax.training.state import create_state
+    from pit_jax.weights.run_directory import METRICS_FILE
 
     # A run loads its metric writer in the background; here that would fall into what is measured.
     importlib.import_module("clu.metric_writers")

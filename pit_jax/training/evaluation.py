@@ -20,8 +20,9 @@ from pit_jax.models import parameters, zoo
 from pit_jax.ops import lowerings
 from pit_jax.training.config import TrainConfig
 from pit_jax.training.step import make_eval_step, zero_sums
-from pit_jax.weights import files, load
+from pit_jax.weights.load import fit
 from pit_jax.weights.match import identify
+from pit_jax.weights.read import WeightFile, read
 
 
 def jitted_eval_step(graphdef: nnx.GraphDef, mesh: Mesh) -> Any:
@@ -79,7 +80,7 @@ def recorded_protocol(weights: str | os.PathLike[str]) -> Protocol:
     Raises:
       ValueError: weights that cannot be read.
     """
-    card = files.read(weights).card or {}
+    card = read(weights).card or {}
     return Protocol(**card.get("evaluation", {}))
 
 
@@ -96,9 +97,7 @@ def protocol_of(config: TrainConfig) -> dict[str, Any]:
     )
 
 
-def _check_classes(
-    file: files.WeightFile, classes: int, protocol: Protocol, source: Source
-) -> None:
+def _check_classes(file: WeightFile, classes: int, protocol: Protocol, source: Source) -> None:
     """Refuses data whose labels cannot be those that a model of so many classes has learnt.
 
     TFDS has sets with the labels of ImageNet and fewer pictures. A folder's labels number its own
@@ -141,14 +140,15 @@ def evaluate_weights(
     Raises:
       ValueError: weights that do not fit, data that is not there.
     """
-    file = files.read(weights)
-    name, config = identify(file, model, image_size=image_size)
+    file = read(weights)
+    found = identify(file, model, image_size=image_size)
+    config = found.config
     check_protocol(protocol.crop)
     source = open_source(protocol.data, protocol.split, protocol.data_dir)
     _check_classes(file, config.num_classes, protocol, source)
     graphdef, _ = zoo.abstract(config, dtype=jnp.dtype(protocol.dtype))
     mesh = sharding.make_mesh()
-    params = jax.device_put(load.fit(file, config), sharding.replicated(mesh))
+    params = jax.device_put(fit(found), sharding.replicated(mesh))
     batches = eval_batches(
         source,
         image_size=config.image_size,
@@ -159,7 +159,7 @@ def evaluate_weights(
     began = time.monotonic()
     metrics = make_evaluator(graphdef, mesh, batches)(params)
     return {
-        "model": name,
+        "model": found.name,
         "parameters": parameters.count(params),
         "data": source.name,
         "crop": protocol.crop,

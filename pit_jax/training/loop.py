@@ -27,7 +27,7 @@ from pit_jax.training.build import (
     start_state,
     teacher_params,
 )
-from pit_jax.training.checkpoints import RESULT_FILE, Checkpoints
+from pit_jax.training.checkpoints import Checkpoints
 from pit_jax.training.evaluation import make_evaluator, protocol_of
 from pit_jax.training.flops_rate import utilisation
 from pit_jax.training.profile import Profile
@@ -36,7 +36,8 @@ from pit_jax.training.setup import Setup, prepare, record, record_of
 from pit_jax.training.stopping import orderly
 from pit_jax.training.window import TrainingError, Window
 from pit_jax.weights.cards import make_card
-from pit_jax.weights.files import DIRECTORY_FILE, write_weights
+from pit_jax.weights.run_directory import RESULT_FILE, WEIGHTS_FILE
+from pit_jax.weights.write import write_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,7 +275,7 @@ def _finished(setup: Setup) -> Result | None:
 
 def _export(setup: Setup, values: parameters.Params) -> str:
     """Leaves the values in the run directory as a weights file; returns its path."""
-    path = setup.workdir / DIRECTORY_FILE
+    path = setup.workdir / WEIGHTS_FILE
     whole = processes.gather(values)
     if jax.process_index() == 0:
         card = make_card(setup.config.model.name, setup.model_config, source=str(setup.workdir))

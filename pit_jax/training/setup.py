@@ -23,12 +23,12 @@ from pit_jax.models import parameters, zoo
 from pit_jax.optim.masks import layer_decay_scales
 from pit_jax.optim.optimizers import make_optimizer
 from pit_jax.optim.schedules import Curve, make_schedule, scaled_learning_rate
-from pit_jax.training.checkpoints import CONFIG_FILE
 from pit_jax.training.config import TrainConfig, parse
 from pit_jax.training.durations import to_steps
 from pit_jax.training.placement import placement
 from pit_jax.training.step import Learner
 from pit_jax.training.workdir import changes, holds_work, versions, writable
+from pit_jax.weights.run_directory import CONFIG_FILE
 
 # As `distillation.teacher_weights`: the teacher's initial parameters, to try a machine with.
 UNTRAINED = "untrained"

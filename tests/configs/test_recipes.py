@@ -19,11 +19,11 @@ from ml_collections import ConfigDict
 
 from pit_jax.models import parameters, zoo
 from pit_jax.training import build, loop
-from pit_jax.training.checkpoints import restore_params
 from pit_jax.training.config import TrainConfig, parse
 from pit_jax.training.evaluation import evaluate_weights, recorded_protocol
 from pit_jax.training.setup import prepare
 from pit_jax.training.state import create_state
+from pit_jax.weights.run_directory import restore_params
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,7 +9,7 @@ from PIL import Image
 from pit_jax.models import parameters, zoo
 from pit_jax.training.evaluation import Protocol, evaluate_weights
 from pit_jax.weights.cards import make_card
-from pit_jax.weights.files import write_weights
+from pit_jax.weights.write import write_weights
 
 
 @pytest.fixture

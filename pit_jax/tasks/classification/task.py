@@ -27,7 +27,7 @@ from pit_jax.tasks.classification.placement import placement
 from pit_jax.training import initial
 from pit_jax.training.evaluation import EvaluationStep
 from pit_jax.training.task import Batch, Evaluation, Metric, Network, Params, Shapes, Task
-from pit_jax.weights.files import WeightFile
+from pit_jax.weights.read import WeightFile
 
 logger = logging.getLogger(__name__)
 

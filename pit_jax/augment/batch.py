@@ -17,7 +17,7 @@ from pit_jax.augment.keys import image_keys
 from pit_jax.augment.mixing import draw_mixing, mix_images, mix_targets, smooth_targets
 from pit_jax.augment.normalise import normalise
 from pit_jax.augment.policy import Policy
-from pit_jax.augment.randaugment import rand_augment
+from pit_jax.augment.randaugment_device import rand_augment
 
 
 def training_batch(

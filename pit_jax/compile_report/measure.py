@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pit_jax import flops
-from pit_jax.compile_report import libtpu, schedules
+from pit_jax.compile_report import kernel_schedules, libtpu
 from pit_jax.compile_report.chips import Chip, Slice
 from pit_jax.compile_report.collectives import Collective, collectives
 from pit_jax.compile_report.hlo import Instruction, Module
@@ -133,10 +133,10 @@ def _local_memory(compiled: Compiled) -> int | None:
     return statistics.get("bytes_limit") if statistics else None
 
 
-def read_schedules(module: Module) -> dict[str, schedules.Schedule]:
+def read_schedules(module: Module) -> dict[str, kernel_schedules.Schedule]:
     """Schedules by instruction. Of equal kernels the compiler schedules one."""
     calls = [step.instruction for step in module.steps if step.instruction.is_kernel]
-    found = schedules.read_folder(libtpu.load(), [call.name for call in calls])
+    found = kernel_schedules.read_folder(libtpu.load(), [call.name for call in calls])
     bodies = {call.kernel_body: found[call.name] for call in calls if call.name in found}
     equal = {call.name: bodies[call.kernel_body] for call in calls if call.kernel_body in bodies}
     return equal | found
@@ -147,7 +147,7 @@ def _kernel_name(instruction: Instruction) -> str:
     return name if number.isdigit() else instruction.name
 
 
-def read_kernels(module: Module, found: Mapping[str, schedules.Schedule]) -> list[Kernel]:
+def read_kernels(module: Module, found: Mapping[str, kernel_schedules.Schedule]) -> list[Kernel]:
     """The kernels of a program, by the schedules of the instructions that call them."""
     grouped: dict[tuple[str, int | None, int | None], list[Any]] = collections.defaultdict(list)
     for step in module.steps:

@@ -16,25 +16,6 @@ import jax.numpy as jnp
 import optax
 
 
-def adamp(
-    learning_rate: optax.ScalarOrSchedule, **options: Any
-) -> optax.GradientTransformationExtraArgs:
-    """Adam with decoupled weight decay and projected steps.
-
-    Args:
-      learning_rate: a number, or a function from the step (from 0) to one.
-      **options: attributes of `AdamP`.
-
-    Returns:
-      A transformation whose `update` needs `params`.
-    """
-    rule = AdamP(**options)
-    return optax.chain(
-        optax.GradientTransformationExtraArgs(rule.init, rule.update),
-        optax.scale_by_learning_rate(learning_rate),
-    )
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdamP:
     """AdamP's direction before the learning rate, weight decay included.
@@ -156,7 +137,7 @@ def _view(products: list[jax.Array], limit: float, eps: float) -> tuple[jax.Arra
       products: of the weights with themselves, the gradient and the step, and of the gradient with
         itself; one per vector of the view.
       limit: cosine.
-      eps: as of `adamp`.
+      eps: as in `AdamP`.
     """
     squares, with_gradient, with_step, gradient_squares = products
     norm = jnp.sqrt(squares)

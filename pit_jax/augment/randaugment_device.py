@@ -300,7 +300,6 @@ def _equalize(levels: jax.Array, wanted: jax.Array) -> jax.Array:
     batch, height, width, channels = levels.shape
     flat = levels.reshape(batch, height * width, channels).swapaxes(1, 2)  # (B, 3, HW)
     # Counting is the costly part; images that are not wanted count outside the table, for free.
-
     counted = jnp.where(wanted[..., 0], flat, LEVELS)
     # vmap: a scatter over explicit batch indices would be exchanged between devices.
     counts = jax.vmap(jax.vmap(_count))(counted)
@@ -319,5 +318,4 @@ def _equalize(levels: jax.Array, wanted: jax.Array) -> jax.Array:
 
 def _count(levels: jax.Array) -> jax.Array:
     """Counts how many of `levels` (N,) are 0, 1, ..., 255; others are not counted."""
-
     return jnp.zeros(LEVELS, jnp.int32).at[levels].add(1, mode="drop")

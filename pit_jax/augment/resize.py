@@ -147,5 +147,4 @@ def split_product(equation: str, weights: jax.Array, levels: jax.Array) -> jax.A
 
 def _levels(values: jax.Array) -> jax.Array:
     """Rounds to uint8, halves upwards; also halves that float32 arithmetic has left just below."""
-
     return jnp.clip(jnp.floor(values + (0.5 + 2**-16)), 0, 255).astype(jnp.uint8)

@@ -107,5 +107,4 @@ class Batches(grain.MapDataset):
 
 def put(place: np.ndarray, value: np.ndarray) -> None:
     """Copies an array to the upper left corner of one that may be larger; the rest stays."""
-
     place[tuple(map(slice, value.shape))] = value

@@ -124,6 +124,5 @@ def resizes_rows_first(extent: tuple[int, int], size: tuple[int, int]) -> bool:
     The order is visible where the filter overshoots black or white. Up to Pillow 12 the width
     always comes first; from 13 on the height does if it shrinks by more than twice as much.
     """
-
     shrinks = extent[0] - size[0]
     return PILLOW >= 13 and shrinks > max(0, 2 * (extent[1] - size[1]))

@@ -75,7 +75,6 @@ class Loader:
 
     def _claim(self, index: int) -> tuple[Future[Loaded], bool]:
         """Returns the image's future, and whether the caller has to fulfil it."""
-
         with self._lock:
             future, left = self._kept.pop(index, (None, self._uses))
             first = future is None

@@ -71,7 +71,6 @@ def apply_operation(image: Image.Image, name: str, value: float) -> Image.Image:
 
 def _affine(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
     """Warps; `matrix`, row by row, maps (x, y, 1) of the result to (x, y) of the image."""
-
     return image.transform(
         image.size,
         Image.Transform.AFFINE,

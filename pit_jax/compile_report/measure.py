@@ -267,7 +267,7 @@ def estimate(
 
 
 def _counts(instruction: Instruction) -> bool:
-    """Returns whether an instruction without an estimate is more than bookkeeping or a few scalars."""
+    """Returns whether an instruction without an estimate is more than bookkeeping or scalars."""
     if instruction.opcode in _FREE or instruction.is_wait:
         return False
     if instruction.is_kernel or instruction.opcode.startswith(("all-", "collective-", "reduce-sc")):

@@ -1,4 +1,10 @@
-"""`evaluate.py` and `pit-evaluate`: weights in, a table of metrics out."""
+"""Measures the accuracy of weights on a data set.
+
+    pit-evaluate --weights=runs/digits
+    pit-evaluate --weights=hf:timm/pit_s_224.in1k --data=imagenet2012 --crop=timm
+
+From a checkout, `python evaluate.py` is the same program.
+"""
 
 import argparse
 import dataclasses
@@ -21,7 +27,7 @@ ROWS = (
 
 def run(arguments: Sequence[str] | None = None) -> None:
     """Entry point: parses the command line, evaluates, prints the table."""
-    options = _parser().parse_args(arguments)
+    options = console.or_fail(_parser().parse_args, arguments)
     console.set_up_logging()
     console.set_up_compilation_cache()
     metrics = console.or_fail(_evaluate, options)
@@ -56,9 +62,7 @@ def _image_size(given: Sequence[str] | None) -> tuple[int, int] | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pit-evaluate", description="Accuracy of weights on a data set.", allow_abbrev=False
-    )
+    parser = console.Parser("pit-evaluate", __doc__)
     add = parser.add_argument
     add("--weights", required=True, help="a run directory, a weights file or hf:owner/name")
     add("--model", help="a name of pit_jax.list_models(); told from the weights where it can be")

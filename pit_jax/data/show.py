@@ -5,7 +5,6 @@ python -m pit_jax.data.show --config=configs/digits.py --out=grid.png
 
 import dataclasses
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +77,12 @@ def label(target: np.ndarray) -> str:
     return ", ".join(f"{k} ({target[k]:.2f})" for k in order if target[k] > floor + 1e-4)
 
 
-def main(arguments: Sequence[str]) -> None:
+def main() -> None:
     """The program, below absl's flags."""
     from absl import flags
 
     from pit_jax.cli import console
 
-    if len(arguments) > 1:
-        console.fail(f"unexpected argument {arguments[1]!r}: options are written --name=value")
     console.set_up_logging()
     console.or_fail(show, flags.FLAGS.config, flags.FLAGS.out)
     print(flags.FLAGS.out, flush=True)
@@ -93,15 +90,12 @@ def main(arguments: Sequence[str]) -> None:
 
 def run() -> None:
     """Entry point: parses the command line, draws."""
-    from absl import app, flags
-    from ml_collections import config_flags
+    from absl import flags
 
-    from pit_jax.cli.train import parse_flags
+    from pit_jax.cli import experiment
 
-    config_flags.DEFINE_config_file("config", help_string="The experiment, e.g. configs/digits.py.")
     flags.DEFINE_string("out", None, "The picture, e.g. grid.png.")
-    flags.mark_flags_as_required(["config", "out"])
-    app.run(main, flags_parser=parse_flags)
+    experiment.run(main, "python -m pit_jax.data.show", __doc__, required=["out"])
 
 
 if __name__ == "__main__":

@@ -36,9 +36,9 @@ from PIL import Image
 
 from pit_jax.augment.policy import parse
 from pit_jax.data import batching, jpeg, pipeline
-from pit_jax.data.examples import Source
 from pit_jax.data.images import random_crop_box
 from pit_jax.data.loading import Loader
+from pit_jax.data.source import Source
 
 POLICY = "rand-m9-mstd0.5-inc1"
 SIZE = (224, 224)

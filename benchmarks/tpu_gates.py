@@ -338,7 +338,7 @@ def compare_slices(options: argparse.Namespace) -> tuple[dict[str, Any], list[Ga
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compiles, prints, judges; 1 where a gate is missed."""
     parser = argparse.ArgumentParser(description="Estimates and gates of training on TPUs.")
-    parser.add_argument("--models", nargs="+", default=[GATED], choices=list(zoo.MODELS))
+    parser.add_argument("--models", nargs="+", default=[GATED], choices=zoo.list_models())
     parser.add_argument("--batch", type=int, default=128, help="images a chip")
     parser.add_argument("--topology", default="v5e:2x2", help="such as v6e:2x2")
     parser.add_argument("--step", choices=list(STEPS), default="bare", help="of training")

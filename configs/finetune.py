@@ -32,9 +32,10 @@ unless weights are given, in seconds, and reaches nothing.
 
 from ml_collections import ConfigDict
 
+from pit_jax.models import zoo
 from pit_jax.options import required
 from pit_jax.tasks.classification import recipes
-from pit_jax.training.config import default_config
+from pit_jax.tasks.experiments import default_config
 
 SIZES = (224, 384)
 OPTIONS = ("transfer", "smoke")
@@ -104,7 +105,7 @@ def _smoke(config: ConfigDict) -> None:
     config.model.name = "pit_ti"
     config.model.image_size = (side, side)
     config.model.dtype = "float32"
-    config.model.options = {**recipes.smallest("pit_ti"), "patch_size": 4, "stride": 2}
+    config.model.options = {**zoo.smallest("pit_ti"), "patch_size": 4, "stride": 2}
     config.data.name = "digits"
     config.data.eval_split = "test"
     config.data.eval_protocol = "resize"

@@ -11,8 +11,8 @@ PROGRAMS = {
     "pit-train": "pit_jax.cli.train",
     "pit-evaluate": "pit_jax.cli.evaluate",
     "pit-convert": "pit_jax.cli.convert",
-    "python -m pit_jax.data.prepare": "pit_jax.data.prepare",
-    "python -m pit_jax.data.show": "pit_jax.data.show",
+    "pit-prepare": "pit_jax.cli.prepare",
+    "pit-show": "pit_jax.cli.show",
     "python -m pit_jax.compile_report": "pit_jax.compile_report.__main__",
 }
 

@@ -85,12 +85,12 @@ class OptionDict(ConfigDict):
             return value
         if isinstance(value, config_dict.FieldReference):
             return value
+        if typing.get_origin(fields[name].type) is dict and isinstance(value, dict | ConfigDict):
+            return ConfigDict(value)  # parse checks the items
         try:
-            value = value.to_dict() if isinstance(value, ConfigDict) else value
-            value = fields[name].convert(value)
+            return fields[name].convert(value)
         except ValueError as error:
             raise TypeError(f"{self._path}.{name} {error}") from None
-        return ConfigDict(value) if isinstance(value, dict) else value
 
     def _unknown(self, name: str) -> str:
         path = f"{self._path}.{name}"

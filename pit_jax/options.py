@@ -7,7 +7,7 @@
         ema_decay: float | None = option(None, "Decay of the average.", within="(0, 1)")
         data: Data = dataclasses.field(default_factory=Data)  # a section, of the same kind
 
-        def problems(self, path: str) -> list[str]:  # what concerns several fields; may be left out
+        def problems(self) -> list[str]:  # what concerns several fields; may be left out
             ...
 
 `parse` makes an instance from a dictionary or ConfigDict and reports all mistakes at once,
@@ -26,6 +26,8 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
+
+from pit_jax.errors import suggestion
 
 KEY = "option"
 REQUIRED = re.compile(r"<required: (.*)>")
@@ -52,7 +54,8 @@ class Declaration:
     def refusal(self, value: Any) -> str | None:
         """What is wrong with a value of the right type; None where nothing is."""
         if self.choices and value not in self.choices:
-            return f"must be {' or '.join(map(repr, self.choices))}, found {value!r}"
+            known = " or ".join(map(repr, self.choices))
+            return f"must be {known}, found {value!r}{suggestion(str(value), self.choices)}"
         if self.within and value is not None:
             numbers = value if isinstance(value, tuple) else (value,)
             if not all(_is_within(number, self.within) for number in numbers):
@@ -60,9 +63,11 @@ class Declaration:
         return None
 
     def range_text(self) -> str:
-        """The allowed numbers: "in [0, 1)", or "at least 1"."""
-        bound = re.fullmatch(r"\[(.+), inf\)", self.within)
-        return f"at least {bound[1]}" if bound else f"in {self.within}"
+        """The allowed numbers: "in [0, 1)", "at least 1" or "above 0"."""
+        bound = re.fullmatch(r"([\[(])(.+), inf\)", self.within)
+        if bound is None:
+            return f"in {self.within}"
+        return f"{'at least' if bound[1] == '[' else 'above'} {bound[2]}"
 
 
 def option(
@@ -83,7 +88,8 @@ def option(
       at_least: the smallest number, of each item of a tuple.
       within: an interval, "[0, 1)" or "(0, inf)": round brackets leave out the end.
       choices: all values that there are.
-      check: called with a value of the right type, raises ValueError on a wrong one.
+      check: called with a value of the right type, raises ValueError on a wrong one; the message
+        may begin with "must", to follow the option's path.
       square: an integer N stands for the tuple (N, N).
     """
     declaration = Declaration(
@@ -214,7 +220,7 @@ def _parse(
     if len(mistakes) > before:
         return None
     parsed = cls(**arguments)
-    mistakes += parsed.problems(path) if hasattr(parsed, "problems") else []
+    mistakes += parsed.problems() if hasattr(parsed, "problems") else []
     return parsed
 
 
@@ -234,7 +240,8 @@ def _checked(field: Field, value: Any, path: str) -> Any:
         try:
             field.declaration.check(value)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            joint = " " if str(error).startswith("must ") else ": "
+            raise ValueError(f"{path}{joint}{error}") from None
     return value
 
 

@@ -8,10 +8,9 @@ import pytest
 from ml_collections import ConfigDict
 
 import pit_jax
-from pit_jax import options
 from pit_jax.models.zoo import POOLING_PAIRS
-from pit_jax.training.config import TrainConfig, parse
-from pit_jax.training.setup import prepare
+from pit_jax.tasks.classification.config import ClassificationConfig
+from pit_jax.tasks.experiments import parse, prepare
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -54,7 +53,7 @@ def get_config(file: str, variant: str) -> ConfigDict:
     return runpy.run_path(str(CONFIGS / file))["get_config"](variant)
 
 
-def load(file: str, variant: str) -> TrainConfig:
+def load(file: str, variant: str) -> ClassificationConfig:
     """The experiment as the trainer has it; fine-tuning is given weights to start from."""
     config = get_config(file, variant)
     if config.init_from:
@@ -118,7 +117,7 @@ def test_finetuning_starts_from_weights_that_the_user_names(option: str):
     with pytest.raises(
         ValueError, match=r"^config\.init_from is required: add --config\.init_from=WEI"
     ):
-        options.parse(TrainConfig, config)
+        parse(config)
     config.init_from = "pit_s.safetensors"
     assert parse(config).init_from == "pit_s.safetensors"
 
@@ -128,4 +127,4 @@ def test_finetuning_starts_from_weights_that_the_user_names(option: str):
 def test_the_smoke_variant_of_finetuning_can_run(tmp_path: Path, size: int, option: str):
     setup = prepare(get_config("finetune.py", f"pit_b,{size}{option},smoke"), tmp_path)
     assert setup.steps.total == 4
-    assert setup.train_source.name == "digits/train"
+    assert setup.task.train_source.name == "digits/train"

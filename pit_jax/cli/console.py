@@ -90,14 +90,16 @@ class Parser(argparse.ArgumentParser):
     Args:
       program: how users start it.
       about: its docstring.
+      add_help: whether there are -h and --help.
     """
 
-    def __init__(self, program: str, about: str | None):
+    def __init__(self, program: str, about: str | None, *, add_help: bool = True):
         super().__init__(
             prog=program,
             description=about,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
+            add_help=add_help,
         )
         self.add_argument("--version", action="version", version=version(program))
 

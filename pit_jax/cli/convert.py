@@ -19,8 +19,7 @@ from pit_jax.cli import console
 from pit_jax.weights import files
 from pit_jax.weights.cards import make_card
 from pit_jax.weights.load import HEAD_CHOICES, fit, to_torch
-from pit_jax.weights.match import compare, identify
-from pit_jax.weights.tables import table_of
+from pit_jax.weights.match import compare, identify, table_of
 from pit_jax.weights.verify import agrees, verify
 
 PROGRAM = "pit-convert"

@@ -37,9 +37,10 @@ def _main() -> None:
     console.set_up_logging()
     console.set_up_compilation_cache()
     from pit_jax import processes
-    from pit_jax.training import loop, setup
+    from pit_jax.tasks import experiments
+    from pit_jax.training import loop
     from pit_jax.training.checkpoints import CheckpointError
-    from pit_jax.training.window import TrainingError
+    from pit_jax.training.errors import TrainingError
 
     options = flags.FLAGS
     console.or_fail(
@@ -52,7 +53,7 @@ def _main() -> None:
     )
     console.quieten_all_but_the_first()
     prepared = console.or_fail(
-        setup.prepare,
+        experiments.prepare,
         options.config,
         options.workdir,
         allow_config_changes=options.allow_config_changes,

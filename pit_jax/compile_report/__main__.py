@@ -1,8 +1,8 @@
-"""What a training or inference step will cost on TPUs nobody has to own; see docs/performance.md.
+"""Reports what a training or inference step costs on TPUs, by compiling it without any.
 
-python -m pit_jax.compile_report --config=configs/deit.py:pit_s --topology=v5e:16x16
-    [--program=train|inference] [--batch_size=N] [--output=FILE.json] [--compare=OTHER.json]
-    [--noschedules]
+    python -m pit_jax.compile_report --config=deit:pit_s --topology=v5e:16x16
+
+docs/performance.md explains the report.
 """
 
 import dataclasses

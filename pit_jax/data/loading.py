@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pit_jax.data.examples import Source
 from pit_jax.data.jpeg import decode_pixels
+from pit_jax.data.source import Source
 
 # Decoded images that wait for their other views; a batch's threads work on fewer at a time.
 KEPT = 32

@@ -11,6 +11,7 @@ import numpy as np
 
 from pit_jax.errors import suggestion
 from pit_jax.models import parameters, zoo
+from pit_jax.models.torch_names import OURS
 from pit_jax.weights import files
 from pit_jax.weights.match import (
     Comparison,
@@ -19,9 +20,9 @@ from pit_jax.weights.match import (
     fitting_models,
     parameter_shapes,
     position_grid,
+    table_of,
 )
 from pit_jax.weights.strict import check_against, report
-from pit_jax.weights.tables import OURS, table_of
 
 logger = logging.getLogger(__name__)
 

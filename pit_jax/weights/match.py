@@ -9,10 +9,10 @@ import numpy as np
 from flax import nnx
 
 from pit_jax.models import parameters, zoo
+from pit_jax.models.torch_names import Row, Table
 from pit_jax.weights.cards import card_config
 from pit_jax.weights.files import WeightFile
 from pit_jax.weights.strict import Differences, Shape, differences
-from pit_jax.weights.tables import TABLES, Row, Table, table_of
 
 FLOAT32 = jnp.dtype(jnp.float32)
 
@@ -29,6 +29,18 @@ def abstract_model(
 def parameter_shapes(config: zoo.ModelConfig) -> dict[str, Shape]:
     """Shapes of a model's parameters by path, in the module's order."""
     return abstract_model(config, FLOAT32)[1]
+
+
+def table_of(config: zoo.ModelConfig) -> Table:
+    """The torch names of a configuration's parameters.
+
+    Raises:
+      ValueError: a family without torch names.
+    """
+    names = zoo.family_of(config).names
+    if names is None:
+        raise ValueError(f"{type(config).__name__} has no table of torch names")
+    return names(config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +115,8 @@ def _grid_of(file: WeightFile, shape: Shape, prefix: int) -> tuple[int, int] | N
 def fitting_models(file: WeightFile) -> list[str]:
     """Names of the models a file holds the weights of, at any image size and class count."""
     names = []
-    for name, row in zoo.MODELS.items():
-        if type(row) not in TABLES:
+    for name, row in zoo.rows().items():
+        if zoo.family_of(row).names is None:
             continue
         table = table_of(row)
         layout = table.recognise(file.tensors)
@@ -120,7 +132,7 @@ def describe(config: zoo.ModelConfig) -> str:
     """The name of a configuration's model; of one that is no row of the table, its type's."""
     free = ("image_size", "num_classes", "dropout_rate", "attention_dropout_rate", "drop_path_rate")
     found = dataclasses.asdict(config)
-    for name, row in zoo.MODELS.items():
+    for name, row in zoo.rows().items():
         expected = dataclasses.asdict(row)
         fixed = [field for field in expected if field not in free]
         if type(row) is type(config) and all(found[key] == expected[key] for key in fixed):

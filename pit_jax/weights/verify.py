@@ -12,21 +12,15 @@ import jax
 import numpy as np
 
 from pit_jax.models import parameters, zoo
-from pit_jax.models.convnet.config import RegNetConfig, ResNetConfig
-from pit_jax.models.pit.config import PiTConfig
-from pit_jax.models.vit.config import ViTConfig
+from pit_jax.models.torch_names import OURS
 from pit_jax.weights.files import WeightFile, import_torch
 from pit_jax.weights.load import to_torch
 from pit_jax.weights.match import FLOAT32, abstract_model, compare, describe, position_grid
-from pit_jax.weights.tables import OURS
 
 # Of logits, relative to the largest of the reference; float32 rounding stays below a tenth of it.
 TOLERANCE = 1e-4
 
 BATCH = 2
-
-# Of timm's convolutional networks, whose maps it gives by the names of four.
-TIMM_STAGES = 4
 
 _definitions: list[Any] = []  # torch forgets operators whose library is collected
 
@@ -133,93 +127,14 @@ def reference_model(config: zoo.ModelConfig) -> Any:
       ValueError: a configuration that timm cannot build, or timm is not installed.
     """
     import_timm()
-    if isinstance(config, PiTConfig):
-        return _pit(config).eval()
-    if isinstance(config, ViTConfig):
-        return _vit(config).eval()
-    if isinstance(config, RegNetConfig) and len(config.depths) == TIMM_STAGES:
-        return _regnet(config).eval()
-    standard = isinstance(config, ResNetConfig) and config.pooling and config.base_width == 64
-    if isinstance(config, ResNetConfig) and standard and len(config.depths) == TIMM_STAGES:
-        return _resnet(config).eval()
-    raise ValueError(
-        f"there is no torch reference of {describe(config)} to verify against; convert without "
-        "--verify"
-    )
-
-
-def _pit(config: PiTConfig) -> Any:
-    from timm.models.pit import PoolingVisionTransformer
-
-    image_size: Any = config.image_size
-    return PoolingVisionTransformer(
-        img_size=image_size,
-        patch_size=config.patch_size,
-        stride=config.stride,
-        base_dims=[
-            width // heads for width, heads in zip(config.widths, config.heads, strict=True)
-        ],
-        depth=config.depths,
-        heads=config.heads,
-        mlp_ratio=config.mlp_ratio,
-        num_classes=config.num_classes,
-        in_chans=config.in_channels,
-        distilled=config.distilled,
-    )
-
-
-def _vit(config: ViTConfig) -> Any:
-    from timm.models.deit import VisionTransformerDistilled
-    from timm.models.vision_transformer import VisionTransformer
-
-    family = VisionTransformerDistilled if config.distilled else VisionTransformer
-    return family(
-        img_size=config.image_size,
-        patch_size=config.patch_size,
-        embed_dim=config.width,
-        depth=config.depth,
-        num_heads=config.heads,
-        mlp_ratio=config.mlp_ratio,
-        num_classes=config.num_classes,
-        in_chans=config.in_channels,
-    )
-
-
-def _resnet(config: ResNetConfig) -> Any:
-    from timm.models.resnet import Bottleneck, ResNet
-
-    block: Any = Bottleneck
-    return ResNet(block, config.depths, num_classes=config.num_classes, in_chans=config.in_channels)
-
-
-def _regnet(config: RegNetConfig) -> Any:
-    from timm.models import regnet
-
-    class Given(regnet.RegNet):
-        """timm's network, with the widths and depths told instead of derived from a formula."""
-
-        def _get_stage_args(
-            self, cfg: Any, *_: Any, **__: Any
-        ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-            stages = [
-                {
-                    "out_chs": width,
-                    "depth": depth,
-                    "stride": 2,
-                    "dilation": 1,
-                    "bottle_ratio": 1.0,
-                    "group_size": cfg.group_size,
-                    "drop_path_rates": [0.0] * depth,
-                }
-                for width, depth in zip(config.widths, config.depths, strict=True)
-            ]
-            shared = ("downsample", "se_ratio", "linear_out", "act_layer", "norm_layer")
-            return stages, {name: getattr(cfg, name) for name in shared}
-
-    description = regnet.RegNetCfg(
-        group_size=config.group_width, se_ratio=config.se_ratio, stem_width=config.stem_width
-    )
-    return Given(description, in_chans=config.in_channels, num_classes=config.num_classes)
+    reference = zoo.family_of(config).reference
+    model = reference(config) if reference else None
+    if model is None:
+        raise ValueError(
+            f"there is no torch reference of {describe(config)} to verify against; convert without "
+            "--verify"
+        )
+    return model.eval()
 
 
 def _load_reference(
@@ -239,7 +154,8 @@ def _load_reference(
         state = ours
     else:
         tensors = {name: torch.from_numpy(value.copy()) for name, value in file.tensors.items()}
-        state = _renamed(tensors, config, model)
+        renamed = zoo.family_of(config).reference_state
+        state = renamed(tensors, model) if renamed else tensors
         if comparison.classes != config.num_classes:
             heads = {row.names["timm"] for row in comparison.table.head}
             state = {name: value for name, value in state.items() if name not in heads}
@@ -257,17 +173,6 @@ def _load_reference(
         model.load_state_dict(counts | state, strict=True)
     except RuntimeError as error:
         raise ValueError(f"timm does not load {file.source}: {error}") from error
-
-
-def _renamed(tensors: dict[str, Any], config: zoo.ModelConfig, model: Any) -> dict[str, Any]:
-    """A file's tensors under timm's names, by timm's own renaming where the family has one."""
-    from timm.models import pit, regnet
-
-    if isinstance(config, PiTConfig):
-        return pit.checkpoint_filter_fn(tensors, model)
-    if isinstance(config, RegNetConfig):
-        return regnet._filter_fn(tensors)
-    return tensors
 
 
 def _resized(position: Any, prefix: int | None, grid: Any, wanted: Any) -> Any:

@@ -7,12 +7,11 @@ import pytest
 from pit_jax.cli import configs, mistakes
 
 MINE = """
-from pit_jax.option_dict import to_config_dict
-from pit_jax.training.config import TrainConfig
+from pit_jax.tasks.experiments import default_config
 
 
 def get_config(variant=""):
-    config = to_config_dict(TrainConfig)
+    config = default_config()
     config.model.options = {"depths": (1, 2, 1), "widths": (32, 64, 128)}
     LINE
     return config
@@ -49,7 +48,7 @@ def told(*arguments: str) -> list[str]:
             "--config.optimizer.options.b2=0.95",
             """write --config.optimizer.options='{"b2": 0.95}'""",
         ),
-        ("--config.min_top1_at.5=0.3", "write --config.min_top1_at='{5: 0.3}'"),
+        ("--config.min_metric_at.5=0.3", "write --config.min_metric_at='{5: 0.3}'"),
         ("--config.model.options.act=gelu", '"widths": (32, 64, 128), "act": "gelu"}'),
         ("--config.optimizer.options.b2", """write --config.optimizer.options='{"b2": "..."}'"""),
     ],
@@ -112,30 +111,30 @@ def test_what_is_right_is_not_blamed(mine: Path):
         (
             "config.batchsize = 3; config.seed = 'x'",
             [
-                "mine.py:9: config.batchsize is not an option; did you mean 'config.batch_size' "
+                "mine.py:8: config.batchsize is not an option; did you mean 'config.batch_size' "
                 "or 'config.eval_batch_size'?",
-                "mine.py:9: config.seed must be int, found 'x'",
+                "mine.py:8: config.seed must be int, found 'x'",
             ],
         ),
         (
             "config.model.weight_decay = 0.1",
             [
-                "mine.py:9: config.model.weight_decay is not an option; did you mean "
+                "mine.py:8: config.model.weight_decay is not an option; did you mean "
                 "'config.optimizer.weight_decay'?"
             ],
         ),
         (
             "config.seed = config.sede",
-            ["mine.py:9: config.sede is not an option; did you mean 'config.seed'?"],
+            ["mine.py:8: config.sede is not an option; did you mean 'config.seed'?"],
         ),
-        ("int('x')", ["mine.py:9: ValueError: invalid literal for int() with base 10: 'x'"]),
-        ("x", ["mine.py:9: NameError: name 'x' is not defined"]),
-        ("x = (", ["mine.py:9: SyntaxError: '(' was never closed"]),
+        ("int('x')", ["mine.py:8: ValueError: invalid literal for int() with base 10: 'x'"]),
+        ("x", ["mine.py:8: NameError: name 'x' is not defined"]),
+        ("x = (", ["mine.py:8: SyntaxError: '(' was never closed"]),
         ("return 3", ["mine.py has no function get_config that returns a ConfigDict"]),
     ],
 )
 def test_a_mistake_in_a_file_comes_with_its_line(mine: Path, line: str, mistakes: list[str]):
-    assert LINE == 9
+    assert LINE == 8
     mine.write_text(MINE.replace("LINE", line))
     assert told(f"--config={mine}") == mistakes
 
@@ -143,7 +142,7 @@ def test_a_mistake_in_a_file_comes_with_its_line(mine: Path, line: str, mistakes
 def test_the_lines_and_the_command_line_are_told_together(mine: Path):
     mine.write_text(MINE.replace("LINE", "config.batchsize = 3"))
     in_file, in_flags = told(f"--config={mine}", "--config.seed=x")
-    assert in_file.startswith("mine.py:9: config.batchsize is not an option")
+    assert in_file.startswith("mine.py:8: config.batchsize is not an option")
     assert in_flags == "config.seed must be int, found 'x'"
 
 

@@ -14,7 +14,7 @@ from pit_jax.compile_report.collectives import Collective
 from pit_jax.compile_report.hlo import Module
 from pit_jax.compile_report.report import Estimate, Memory, Report
 from pit_jax.models import zoo
-from pit_jax.training.config import parse
+from pit_jax.tasks.experiments import parse
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "tpu_gates.py"
 

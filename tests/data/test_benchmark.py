@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pit_jax.data import jpeg, sources
+from pit_jax.data import jpeg
+from pit_jax.data.source import Source
 
 PROGRAM = Path(__file__).parents[2] / "benchmarks" / "input.py"
 
@@ -28,11 +29,11 @@ def benchmark() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def files(benchmark: ModuleType) -> sources.Source:
+def files(benchmark: ModuleType) -> Source:
     return benchmark.photographs()
 
 
-def test_files_are_of_imagenets_mean_size(files: sources.Source):
+def test_files_are_of_imagenets_mean_size(files: Source):
     found = [files.examples[index]["image"] for index in range(64)]
     assert len(set(found)) == 64
     assert 100_000 < np.mean([len(data) for data in found]) < 120_000
@@ -114,7 +115,7 @@ def test_rates_are_of_the_machines_own_clocks(benchmark: ModuleType, timm: Modul
 COLOUR = (90, 10, 200)
 
 
-def counted(benchmark: ModuleType) -> tuple[sources.Source, list[int]]:
+def counted(benchmark: ModuleType) -> tuple[Source, list[int]]:
     """One tiny file as the whole of ImageNet, and the indices that it is asked for by."""
     asked: list[int] = []
 
@@ -124,7 +125,7 @@ def counted(benchmark: ModuleType) -> tuple[sources.Source, list[int]]:
             return super().__getitem__(index)
 
     (data,) = benchmark._files([Image.new("RGB", (48, 48), COLOUR)], 90)
-    return sources.Source("small", Counting([data]), 1000), asked
+    return Source("small", Counting([data]), 1000), asked
 
 
 def test_the_program_needs_neither_tensorflow_nor_tfds():

@@ -14,15 +14,17 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from pit_jax.data import sources
+from pit_jax.data.source import Example, Source
 
 
-def pixels(example: sources.Example) -> np.ndarray:
+def pixels(example: Example) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(example["image"])))
 
 
 def test_digits_are_all_of_scikit_learns_once():
     train, test = (sources.open_source("digits", split) for split in ("train", "test"))
     assert (len(train), len(test), train.num_classes) == (1437, 360, 10)
+    assert train.class_names == test.class_names == tuple("0123456789")
     images, labels = load_digits(return_X_y=True)
     expected = {
         (np.round(image / 16 * 255).astype(np.uint8).tobytes(), int(label))
@@ -100,7 +102,7 @@ def test_slices_and_synthetic_images():
         (
             "cifar10",
             "train",
-            r"looked in .*, found no folder 'cifar10'; run: python -m pit_jax\.data\.prepare ci",
+            r"looked in .*, found no folder 'cifar10'; run: python -m pit_jax\.cli\.prepare ci",
         ),
     ],
 )
@@ -116,7 +118,7 @@ def test_a_data_dir_that_cannot_be_read_is_named(tmp_path: Path):
     for data_dir in (tmp_path / "loop", tmp_path):
         message = (
             f"cifar10 is not prepared: looked in {data_dir}, found no directory that can be read "
-            "(Too many levels of symbolic links); run: python -m pit_jax.data.prepare cifar10 "
+            "(Too many levels of symbolic links); run: python -m pit_jax.cli.prepare cifar10 "
             f"--data_dir={data_dir}"
         )
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
@@ -163,6 +165,54 @@ def test_a_set_without_images_or_labels_is_refused(
     message = rf"'unsuitable' has no 'image' and 'label' features: (?s:.*){found}"
     with pytest.raises(ValueError, match=message):
         sources.open_source("unsuitable", "train", str(tmp_path))
+
+
+MODULE = """
+from pit_jax.data.source import Source
+
+
+def open_squares(name, split, data_dir):
+    return Source(f"{name}/{split}", [{"image": b"", "label": 1}] * 3, 2, ("round", "square"))
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package outside, as pip installs it, with an opener among its entry points."""
+    (tmp_path / "shapes.py").write_text(MODULE)
+    described = tmp_path / "shapes-1.0.dist-info"
+    described.mkdir()
+    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: shapes\nVersion: 1.0\n")
+    (described / "entry_points.txt").write_text(
+        "[pit_jax.sources]\nsquares = shapes:open_squares\nbroken: = shapes:nothing\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def test_another_package_adds_data_sets(plugin: Path):
+    found = sources.open_source("squares", "train")
+    assert (found.name, len(found)) == ("squares/train", 3)
+    assert found.class_names == ("round", "square")
+    with pytest.raises(ValueError, match=r"unknown data set 'squars'; did you mean 'squares'\?"):
+        sources.open_source("squars", "train")
+    with pytest.raises(ValueError, match=r"shapes:nothing of the data set 'broken:x' cannot be im"):
+        sources.open_source("broken:x", "train")
+
+
+def test_a_program_adds_data_sets_in_a_line(monkeypatch: pytest.MonkeyPatch):
+    def open_mine(name: str, split: str, data_dir: str | None) -> Source:
+        return Source(f"{name}/{split}/{data_dir}", [], 0)
+
+    monkeypatch.setitem(sources.SOURCES, "mine:", open_mine)
+    assert sources.open_source("mine:x", "train", "there").name == "mine:x/train/there"
+    with pytest.raises(ValueError, match=r"unknown data set 'mine'"):
+        sources.open_source("mine", "train")
+
+
+def test_a_source_names_all_of_its_classes_or_none():
+    with pytest.raises(ValueError, match=r"cats has 3 classes and 2 names of classes: the source"):
+        Source("cats", [], 3, ("tabby", "tiger"))
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):

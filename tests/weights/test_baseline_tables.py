@@ -8,8 +8,7 @@ import pytest
 from pit_jax.models import parameters, zoo
 from pit_jax.weights.files import WeightFile
 from pit_jax.weights.load import fit, to_torch
-from pit_jax.weights.match import fitting_models, parameter_shapes
-from pit_jax.weights.tables import table_of
+from pit_jax.weights.match import fitting_models, parameter_shapes, table_of
 
 # Model, layout, and where the names of the reference are recorded.
 RECORDED = [

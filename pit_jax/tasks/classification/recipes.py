@@ -5,24 +5,16 @@ Sources, and what the papers leave open, are in the docstrings of those files.
 
 import difflib
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Literal
 
 from ml_collections import ConfigDict
 
-from pit_jax.training.config import default_config
+from pit_jax.models import zoo
+from pit_jax.tasks.experiments import default_config
 
 # A model is trained as PiT's authors train theirs, with their exceptions for PiT-B, or as DeiT's
 # authors train theirs.
 Setting = Literal["pit", "pit_b", "deit"]
-
-# Fields of the smallest networks of every family.
-_SMALLEST: dict[str, dict[str, Any]] = {
-    "pit": {"patch_size": 8, "stride": 4, "widths": (8, 16), "depths": (1, 1), "heads": (1, 2)},
-    "vit": {"patch_size": 8, "width": 16, "depth": 2, "heads": 2},
-    "deit": {"patch_size": 8, "width": 16, "depth": 2, "heads": 2},
-    "resnet50": {"base_width": 4, "depths": (1, 1)},
-    "regnety": {"widths": (8, 16), "depths": (1, 1), "group_width": 8, "stem_width": 8},
-}
 
 
 def choose(file: str, variant: str, known: Iterable[str]) -> tuple[str, bool]:
@@ -116,7 +108,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     """The same ingredients on the smallest networks, 32x32 pixels, for 30 steps of pictures made of
     random numbers: nothing can be learned from them.
     """
-    config.model.options = smallest(config.model.name)
+    config.model.options = zoo.smallest(config.model.name)
     config.model.image_size = (32, 32)
     config.model.dtype = "float32"
     config.data.name = "synthetic"
@@ -128,10 +120,5 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.log_every = "5 steps"
     if config.distillation.kind != "none":
         config.distillation.teacher_weights = "untrained"
-        config.distillation.teacher_options = smallest(config.distillation.teacher)
+        config.distillation.teacher_options = zoo.smallest(config.distillation.teacher)
     return config
-
-
-def smallest(model: str) -> dict[str, Any]:
-    """Fields that make a model the smallest of its family."""
-    return dict(_SMALLEST[model.split("_", maxsplit=1)[0]])

@@ -1,4 +1,10 @@
-"""`evaluate.py` and `pit-evaluate`: weights in, a table of metrics out."""
+"""Measures the metrics of weights on a data set.
+
+    pit-evaluate --weights=runs/digits
+    pit-evaluate --weights=hf:timm/pit_s_224.in1k --data=imagenet2012 --crop=timm
+
+From a checkout, `python evaluate.py` is the same program.
+"""
 
 import argparse
 import dataclasses
@@ -11,14 +17,15 @@ from pit_jax.cli import console
 
 def run(arguments: Sequence[str] | None = None) -> None:
     """Entry point: parses the command line, evaluates, prints the table."""
-    first, _ = _parser(add_help=False).parse_known_args(arguments)
+    first, _ = console.or_fail(_parser(add_help=False).parse_known_args, arguments)
     if first.weights is None:
-        _parser().parse_args(arguments)  # prints the help, or that --weights is missing
+        # Prints the help, or that --weights is missing.
+        console.or_fail(_parser().parse_args, arguments)
     console.set_up_logging()
     console.set_up_compilation_cache()
     task, file = console.or_fail(_open, first)
     defaults = console.or_fail(task.evaluation_options, file)
-    options = _parser(defaults).parse_args(arguments)
+    options = console.or_fail(_parser(defaults).parse_args, arguments)
     found = console.or_fail(_evaluate, task, file, defaults, options)
     for name, text in _table(task, found):
         print(f"{name:>10}  {text}")
@@ -84,12 +91,7 @@ def _image_size(given: Sequence[str] | None) -> tuple[int, int] | None:
 
 def _parser(task_options: Any = None, *, add_help: bool = True) -> argparse.ArgumentParser:
     """The command line, with flags for the options of the weights' task where it is known."""
-    parser = argparse.ArgumentParser(
-        prog="pit-evaluate",
-        description="Metrics of weights on a data set.",
-        allow_abbrev=False,
-        add_help=add_help,
-    )
+    parser = console.Parser("pit-evaluate", __doc__, add_help=add_help)
     add = parser.add_argument
     add("--weights", required=add_help, help="a run directory, a weights file or hf:owner/name")
     add("--model", help="a name of pit_jax.list_models(); told from the weights where it can be")

@@ -13,7 +13,8 @@ from pit_jax.optim.masks import layer_decay_scales
 from pit_jax.optim.optimizers import make_optimizer
 from pit_jax.optim.schedules import Curve, make_schedule, scaled_learning_rate
 from pit_jax.training.config import TrainConfig
-from pit_jax.training.durations import Steps, to_steps
+from pit_jax.training.durations import to_steps
+from pit_jax.training.steps import Steps
 
 
 def schedule_of(config: TrainConfig, steps: Steps) -> optax.Schedule:
@@ -23,12 +24,7 @@ def schedule_of(config: TrainConfig, steps: Steps) -> optax.Schedule:
       ValueError: a warm-up longer than the run, or an epoch-wise schedule of broken epochs.
     """
     options = config.optimizer
-    warmup = to_steps(
-        "config.optimizer.warmup",
-        options.warmup,
-        steps_per_epoch=steps.epoch,
-        batch_size=config.batch_size,
-    )
+    warmup = to_steps(options.warmup, steps_per_epoch=steps.epoch, batch_size=config.batch_size)
     if warmup > steps.total:
         raise ValueError(
             f"config.optimizer.warmup={options.warmup!r} is longer than "

@@ -63,14 +63,17 @@ def test_train_again_and_evaluate(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.batchsize=8"], "config.batchsize is not an option; did you mean 'batch_size'"),
+        (
+            ["--config.batchsize=8"],
+            "config.batchsize is not an option; did you mean 'config.batch_size'",
+        ),
         (["--config.train.x=1"], "config.train.x is not an option; config has accumulate"),
-        (["--config.seed=many"], "flag --config.seed=many: invalid literal for int()"),
+        (["--config.seed=many"], "config.seed must be int, found 'many'"),
         (["--config=configs/digit.py"], "there is no config file configs/digit.py; did you"),
         (["--config=configs/digits.py:smok"], "has the variant 'smoke', not 'smok'"),
         (["--config.model.name=pit_x"], "unknown model 'pit_x'; did you mean 'pit_xs'?"),
         (["--workdir=/dev/null/run"], "cannot write to --workdir=/dev/null/run"),
-        (["--workdri=x"], "Unknown command line flag 'workdri'. Did you mean: workdir"),
+        (["--workdri=x"], "there is no flag --workdri; did you mean 'workdir'?"),
         (["config.seed=3"], "unexpected argument 'config.seed=3'"),
     ],
 )
@@ -117,8 +120,11 @@ def test_an_image_size_that_is_none_is_refused():
 
 def test_help_lists_the_flags_of_the_program():
     helped = program("train.py", "--help")
-    for flag in ("--config:", "--workdir:", "--[no]allow_config_changes:", "--coordinator:"):
-        assert flag in helped.stdout
+    for flag in ("--config=", "--workdir=", "--[no]allow_config_changes", "--coordinator="):
+        assert f"\n  {flag}" in helped.stdout
+    assert "  --config.optimizer.weight_decay=0.05 " in helped.stdout
+    everything = program("train.py", "--helpfull")
+    assert "--[no]allow_config_changes:" in everything.stdout
 
 
 def test_evaluate_names_what_it_cannot_read(tmp_path: Path):

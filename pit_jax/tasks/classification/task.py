@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from pit_jax.augment.resize import resize
-from pit_jax.data.images import IMAGENET_MEAN, IMAGENET_STD, check_protocol
+from pit_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
 from pit_jax.models import parameters, zoo
 from pit_jax.tasks.classification.augmentation import training_batch
 from pit_jax.tasks.classification.config import ClassificationConfig, Protocol
@@ -85,7 +85,6 @@ class Classification(Task):
     def open(cls, config: ClassificationConfig) -> Self:
         from pit_jax.data.sources import check_splits, open_source
 
-        check_protocol(config.data.eval_protocol)
         # Mistakes are told before data is opened, and perhaps prepared.
         place = placement(config)
         _network(config, config.model.num_classes or 1)

@@ -139,7 +139,7 @@ def _cpu_seconds() -> float:
 
 
 def loop(files: Source, transform: Callable[[Image.Image], Any]) -> Variant:
-    """Measures a plain loop over PIL images, as in a worker of torch's DataLoader, without stacking."""
+    """Measures a plain loop over PIL images, as a worker of torch's DataLoader but unstacked."""
 
     def measure(images: int) -> Rate:
         clock = Clock()
@@ -396,7 +396,7 @@ MEASUREMENTS: dict[str, Callable[[Source], list[Table]]] = {"work": work, "threa
 
 
 def measured(table: Table, repeats: int, images: int) -> dict[str, dict[str, Any]]:
-    """Measures all variants in turns; returns rates, and ratios to the baseline in the same turn."""
+    """Measures all variants in turns; returns rates and ratios to the baseline of the turn."""
     for variant in table.variants.values():
         variant(BATCH)
     turns = []

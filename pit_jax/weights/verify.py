@@ -173,7 +173,7 @@ def _load_reference(model: Any, found: Match, params: Mapping[str, Any]) -> None
 def _resized(position: Any, found: Match, grid: Grid) -> Any:
     """Positions for another grid, by torch's bicubic interpolation, as DeiT's fine-tuning does."""
     torch = import_torch("verifying")
-    prefix, wanted = found.table.prefix, found.config.grids[0]
+    prefix, wanted = found.table.positions[0].prefix, found.config.grids[0]
     if prefix is None:
         return torch.nn.functional.interpolate(position, size=wanted, mode="bicubic")
     maps_bchw = position[:, prefix:].reshape(1, *grid, -1).permute(0, 3, 1, 2)

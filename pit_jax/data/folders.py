@@ -1,23 +1,21 @@
-"""Folders of images as a data set: a directory per class, found by its name.
+"""Folders of images as a data set, `folder:/path`: a directory per class.
 
-`folder:/path` holds either the classes themselves, one split called "all", or a sub-folder per
-split ("train", "val", ...) with the classes inside. Labels number the class names in sorted order,
-over all splits together, so that splits agree on them; a directory beside them that neither bears
-the name of one nor is the split asked for is something else.
+The folder holds either the classes themselves, as one split called "all", or a sub-folder per split
+("train", "val", ...) with the classes inside. Labels number the class names in sorted order, over
+all splits together, so that splits agree on them. Beside the splits, other directories are ignored
+unless the requested split names them.
 """
 
-import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypedDict
 
+from pit_jax.data.source import Source
 from pit_jax.errors import suggestion
 
-logger = logging.getLogger(__name__)
-
 PREFIX = "folder:"
-# What image classification sets call their splits; a folder with one of these is split.
+# Usual names of splits; a folder with a directory of one of these names has splits.
 SPLIT_NAMES = ("train", "val", "valid", "validation", "test")
 VALIDATION = ("val", "valid", "validation")
 WHOLE = "all"
@@ -37,12 +35,12 @@ class FolderImages:
     """The images of one split by index, ordered by path.
 
     Args:
-      folder: what follows "folder:".
-      split: a sub-folder ("validation" also finds "val"), or "all" where there are no splits.
+      folder: path of the folder.
+      split: a sub-folder ("validation" also finds "val"), or "all" if there are no splits.
 
     Attributes:
-      classes: names, in the order of the labels.
-      absent: those that this split has no directory of.
+      classes: names of the classes, in the order of the labels.
+      absent: names of the classes that have no directory in this split.
 
     Raises:
       ValueError: a folder that is missing, unreadable or empty, a class without images, or no such
@@ -87,29 +85,21 @@ class FolderImages:
         return {"image": data, "label": label, "file_name": file}
 
 
-def check_splits(train: FolderImages, held_out: FolderImages) -> None:
-    """Sees to it that two splits of a training number their classes alike, and warns of those that
-    are never trained on.
+def open_folder(name: str, split: str, data_dir: str | None = None) -> Source:
+    """Opens a split of "folder:/path"; `data_dir` has no effect.
 
     Raises:
-      ValueError: they do not; the message has the classes that one of them lacks.
+      ValueError: as `FolderImages`.
     """
-    if train.classes != held_out.classes:
-        odd = sorted(set(train.classes).symmetric_difference(held_out.classes))
-        raise ValueError(
-            f"the training and the evaluation split number their classes differently: only one of "
-            f"them knows {_some(odd)}. Beside the split itself folders named "
-            f"{', '.join(SPLIT_NAMES)} count: name the splits so, or give both the same classes"
-        )
-    if train.absent:
-        logger.warning(
-            "%d of %d classes have no training image: %s",
-            *(len(train.absent), len(train.classes), _some(train.absent)),
-        )
+    del data_dir
+    files = FolderImages(name.removeprefix(PREFIX), split)
+    return Source(
+        f"{name}/{split}", files, len(files.classes), tuple(files.classes), tuple(files.absent)
+    )
 
 
 def _split_folder(root: Path, split: str) -> tuple[Path, list[Path]]:
-    """The split's folder, and those of all splits, itself among them."""
+    """Returns the split's folder, and the folders of all splits including this one."""
     names = _directories(root)
     if not any(name in SPLIT_NAMES for name in names):
         if split == WHOLE:
@@ -141,7 +131,7 @@ def _directories(folder: Path) -> list[str]:
 
 
 def _images(folder: Path) -> Iterator[str]:
-    """Paths of the images anywhere below a class's directory."""
+    """Yields the paths of the images anywhere below a class's directory."""
 
     def refuse(error: OSError) -> None:
         raise ValueError(
@@ -156,11 +146,11 @@ def _images(folder: Path) -> Iterator[str]:
 
 
 def _content(folder: Path) -> str:
-    """A few of the names in a folder, for messages."""
-    return _some(sorted(os.listdir(folder))) or "nothing"
+    """Lists a few of the names in a folder, for messages."""
+    return shortened(sorted(os.listdir(folder))) or "nothing"
 
 
-def _some(names: list[str]) -> str:
-    """The first few names, and how many more there are."""
+def shortened(names: Sequence[str]) -> str:
+    """Lists the first five names and counts the others, for messages."""
     shown = ", ".join(names[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

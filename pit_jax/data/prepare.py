@@ -1,57 +1,60 @@
-"""Prepares a TFDS data set for reading in random order, as ArrayRecord.
+"""Preparation of TFDS data sets for random access, as ArrayRecord.
 
-    python -m pit_jax.data.prepare NAME [--data_dir=DIR] [--manual_dir=DIR]
-
-A set is prepared split by split, and one that is prepared as TFRecord already is converted beside
-its old files, shard by shard. What is done is kept, so that starting again after an interruption
-does the rest. docs/data.md says which files ImageNet needs, how much disk and how much time.
+TFDS prepares a set as a whole and begins anew after an interruption. A set that is prepared as
+TFRecord is converted beside its old files, shard by shard: finished shards are kept. TFDS's own
+converter (`tfds convert_format`) cannot be imported without Apache Beam, and does not notice
+shards that were cut short. docs/data.md says which files ImageNet needs, how much disk and time.
 """
 
-import argparse
 import contextlib
-import inspect
 import logging
 import re
-import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import filelock
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import file_adapters
 from tqdm import tqdm
 
-from pit_jax.data.folders import PREFIX
-from pit_jax.data.sources import RANDOM_ACCESS, prepare_digits, registered_builder
+from pit_jax.data.digits import prepare_digits
+from pit_jax.data.sources import find_opener, known_names
+from pit_jax.data.tfds_sets import RANDOM_ACCESS, prepare_command, registered_builder
 
 logger = logging.getLogger(__name__)
 
-# Sets whose files nobody may redistribute, with the names TFDS knows these by.
+# Archives that may not be redistributed, under the names that TFDS expects.
 MANUAL_FILES = {"imagenet2012": ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")}
+ANEW = "prepare the set anew in another --data_dir"
 
 
 def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = None) -> str:
-    """Prepares or converts a data set; returns its folder. One that is ready is left alone.
+    """Prepares or converts a data set and returns its folder; a set that is ready is left alone.
 
     Args:
       name: a TFDS set, or "digits".
-      data_dir: where it goes; None for TFDS's default (digits: the user's cache).
-      manual_dir: where files that TFDS may not download lie; None for downloads/manual in data_dir.
+      data_dir: where it is written; None for TFDS's default (digits: the user's cache).
+      manual_dir: folder of the archives that TFDS may not download; None for downloads/manual in
+        data_dir.
 
     Raises:
-      ValueError: no such set, missing files, a folder that cannot be written.
+      ValueError: no such set, missing archives, a damaged shard, a folder that cannot be written.
     """
-    if name == "synthetic" or name.startswith(PREFIX):
+    if name != "digits" and find_opener(name):
         raise ValueError(f"{name} needs no preparation: use it as config.data.name")
     if name == "digits" and data_dir is None:
         return str(prepare_digits().data_path)
     root = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
-    builder = registered_builder(name, str(root))
+    builder = registered_builder(name, str(root), known_names())
     try:
         root.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(root / f".{re.sub('[/:]', '-', name)}.lock"):
-            _make_ready(name, builder, root, manual_dir, data_dir)
+            if builder.is_prepared():
+                _convert_if_needed(tfds.builder_from_directory(builder.data_path))
+            else:
+                archives = Path(manual_dir).expanduser() if manual_dir else None
+                _prepare(name, builder, root, archives, data_dir)
     except OSError as error:
         raise ValueError(
             f"cannot prepare {name} in {root}: {error}; make room there, or choose another "
@@ -60,86 +63,28 @@ def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = Non
     return str(builder.data_path)
 
 
-def _make_ready(
+def _prepare(
     name: str,
     builder: tfds.core.DatasetBuilder,
     root: Path,
-    manual_dir: str | None,
+    archives: Path | None,
     data_dir: str | None,
 ) -> None:
-    if not builder.is_prepared():
-        folder = Path(manual_dir).expanduser() if manual_dir else root / "downloads" / "manual"
-        _check_manual_files(name, folder, data_dir)
-        # TFDS tells its progress partly on standard output, which belongs to results.
-        with contextlib.redirect_stdout(sys.stderr):
-            _prepare(name, builder, root, tfds.download.DownloadConfig(manual_dir=str(folder)))
-        return
-    stored = tfds.builder_from_directory(builder.data_path)
-    if RANDOM_ACCESS not in stored.info.available_file_formats():
-        convert(stored)
-    else:
-        logger.info("%s is ready; nothing to do", builder.data_path)
-
-
-def _prepare(name: str, builder: tfds.core.DatasetBuilder, root: Path, config: Any) -> None:
-    """Prepares a set split by split; splits that are done stay done when this is interrupted."""
-    parts = root / f".splits.{re.sub('[/:]', '-', name)}"
-    options = {
-        "download_dir": str(root / "downloads"),
-        "download_config": config,
-        "file_format": RANDOM_ACCESS,
-    }
-
-    def generate_splits(downloads: Any, _: Any) -> list[Any]:
-        infos = []
-        for split in _by_split(builder._split_generators(downloads)):
-            part = _only_split(name, split, parts / split)
-            if not part.is_prepared():
-                part.download_and_prepare(**options)
-            info = part.info.splits[split]
-            for file in info.filepaths:
-                _link(Path(file), Path(builder.data_dir) / Path(file).name)
-            infos.append(info.replace(filename_template=builder._get_filename_template(split)))
-        return infos
-
-    plain = isinstance(builder, tfds.core.GeneratorBasedBuilder)
-    # A set made by one Beam pipeline is made as a whole.
-    if plain and "pipeline" not in inspect.signature(builder._split_generators).parameters:
-        # What TFDS has written of a split when it is killed outright is of no use to it.
-        for leftover in parts.rglob("incomplete.*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        builder._generate_splits = generate_splits
-    builder.download_and_prepare(**options)
-    shutil.rmtree(parts, ignore_errors=True)
-
-
-def _only_split(name: str, split: str, folder: Path) -> tfds.core.DatasetBuilder:
-    """TFDS's builder of a set of which there is but one split."""
-    builder = registered_builder(name, str(folder))
-    all_splits = builder._split_generators
-
-    def only(downloads: Any) -> Any:
-        generators = all_splits(downloads)
-        one = _by_split(generators)[split]
-        return {split: one} if isinstance(generators, dict) else [one]
-
-    builder._split_generators = only
-    return builder
-
-
-def _by_split(generators: Any) -> dict[str, Any]:
-    """What makes each split; older sets, such as ImageNet, list it."""
-    if isinstance(generators, dict):
-        return generators
-    return {str(generator.name): generator for generator in generators}
-
-
-def _link(file: Path, target: Path) -> None:
-    """The file under another name as well, in no time where the disk knows hard links."""
-    try:
-        target.hardlink_to(file)
-    except OSError:
-        shutil.copyfile(file, target)
+    folder = archives or root / "downloads" / "manual"
+    _check_manual_files(name, folder, data_dir)
+    # Not removed here: another process may be writing it at this moment.
+    for leftover in sorted(Path(builder.data_path).parent.glob("incomplete.*")):
+        logger.warning(
+            "%s is left of a preparation that was killed; remove it, unless it is still running",
+            leftover,
+        )
+    # TFDS reports its progress partly on standard output, which is for results.
+    with contextlib.redirect_stdout(sys.stderr):
+        builder.download_and_prepare(
+            download_dir=str(root / "downloads"),
+            download_config=tfds.download.DownloadConfig(manual_dir=str(folder)),
+            file_format=RANDOM_ACCESS,
+        )
 
 
 def _check_manual_files(name: str, folder: Path, data_dir: str | None) -> None:
@@ -149,22 +94,22 @@ def _check_manual_files(name: str, folder: Path, data_dir: str | None) -> None:
         return
     names = sorted(path.name for path in folder.glob("[!.]*"))[:5]
     found = ", ".join(names) or ("nothing" if folder.is_dir() else "no such folder")
-    again = f"python -m pit_jax.data.prepare {name} --manual_dir=FOLDER" + (
-        f" --data_dir={data_dir}" if data_dir else ""
-    )
     raise ValueError(
         f"looked in {folder} for {', '.join(wanted)}, found {found}; get {', '.join(missing)} from "
-        f"the set's own site, then run: {again}"
+        f"the set's own site, then run: {prepare_command(name, data_dir, '--manual_dir=FOLDER')}"
     )
 
 
-def convert(builder: tfds.core.DatasetBuilder) -> None:
-    """Writes the records of a prepared set once more, as ArrayRecord, and notes that in its
+def _convert_if_needed(builder: tfds.core.DatasetBuilder) -> None:
+    """Writes the records of a prepared set again as ArrayRecord and adds the format to its
     description. The old files stay, and stay readable.
 
     Raises:
-      ValueError: a shard with another number of records than the set's description says.
+      ValueError: a shard cannot be read, or holds another number of records than described.
     """
+    if RANDOM_ACCESS in builder.info.available_file_formats():
+        logger.info("%s is ready; nothing to do", builder.data_path)
+        return
     for split in builder.info.splits.values():
         template = split.filename_template.replace(filetype_suffix=RANDOM_ACCESS.file_suffix)
         targets = split.replace(filename_template=template).filepaths
@@ -172,62 +117,34 @@ def convert(builder: tfds.core.DatasetBuilder) -> None:
         for shard, target, records in tqdm(
             shards, desc=f"converting {split.name}", total=len(targets), unit="shard"
         ):
-            if not Path(target).is_file():
-                _convert_shard(builder, Path(shard), Path(target), records)
+            if not target.is_file():
+                _convert_shard(builder.info.file_format, shard, target, records)
     builder.info.add_alternative_file_format(RANDOM_ACCESS.value)
     builder.info.write_dataset_info_json(builder.data_path)
+    # Left by a conversion that was killed.
+    for path in builder.data_path.iterdir():
+        if tfds.core.utils.is_incomplete_file(path):
+            path.unlink()
 
 
 def _convert_shard(
-    builder: tfds.core.DatasetBuilder, shard: Path, target: Path, records: int
+    stored_as: tfds.core.FileFormat, shard: Path, target: Path, records: int
 ) -> None:
-    from array_record.python.array_record_module import ArrayRecordWriter
-
-    unfinished = target.with_name(f"unfinished.{target.name}")
-    writer = ArrayRecordWriter(str(unfinished), "group_size:1")
-    written = 0
-    try:
-        for record in _records(builder, shard):
-            writer.write(record)
-            written += 1
-    finally:
-        writer.close()
-    if written != records:
-        unfinished.unlink()
-        raise ValueError(
-            f"{shard} holds {written} records, expected {records}: it is damaged; prepare the set "
-            "anew in another --data_dir"
-        )
-    # Only now does it bear its name: what bears it is whole.
-    unfinished.replace(target)
+    adapter = file_adapters.ADAPTER_FOR_FORMAT[RANDOM_ACCESS]
+    # Renamed to `target` when complete, so that every file of that name is whole.
+    with tfds.core.utils.incomplete_file(target) as unfinished:
+        adapter.write_examples(unfinished, enumerate(_records(stored_as, shard)))
+        written = adapter.num_examples(unfinished)
+        if written != records:
+            raise ValueError(
+                f"{shard} holds {written} records, expected {records}: it is damaged; {ANEW}"
+            )
 
 
-def _records(builder: tfds.core.DatasetBuilder, shard: Path) -> Iterator[bytes]:
-    from tensorflow_datasets.core.file_adapters import ADAPTER_FOR_FORMAT
-
-    adapter = ADAPTER_FOR_FORMAT[builder.info.file_format]
+def _records(stored_as: tfds.core.FileFormat, shard: Path) -> Iterator[bytes]:
+    adapter = file_adapters.ADAPTER_FOR_FORMAT[stored_as]
     try:
         yield from adapter.make_tf_data(str(shard)).as_numpy_iterator()
-    # TensorFlow has an exception of its own for every kind of damage.
+    # TensorFlow raises a different exception for every kind of damage.
     except Exception as error:
-        raise ValueError(
-            f"cannot read {shard}: {error}; prepare the set anew in another --data_dir"
-        ) from error
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The program: one line on standard output, or an error in one line and exit status 2."""
-    from pit_jax.cli import console
-
-    parser = argparse.ArgumentParser(prog="python -m pit_jax.data.prepare")
-    parser.add_argument("name", help="A TFDS set such as imagenet2012, or digits.")
-    parser.add_argument("--data_dir", help="Where it goes; TFDS's default otherwise.")
-    parser.add_argument("--manual_dir", help="Where the files lie that TFDS may not download.")
-    options = parser.parse_args(arguments)
-    console.set_up_logging()
-    folder = console.or_fail(prepare, options.name, options.data_dir, options.manual_dir)
-    print(f"ready: {options.name} in {folder}", flush=True)
-
-
-if __name__ == "__main__":
-    main()
+        raise ValueError(f"cannot read {shard}: {error}; {ANEW}") from error

@@ -22,7 +22,7 @@ Params = dict[str, Any]
 BATCH_STATS = "batch_stats"
 
 
-def split(model: nnx.Module) -> tuple[nnx.GraphDef, Params]:
+def split(model: Any) -> tuple[nnx.GraphDef, Params]:
     """Splits a module into its static structure and a nested dict of its parameters, with its
     running statistics, if any, under `BATCH_STATS`.
     """

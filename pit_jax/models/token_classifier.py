@@ -12,21 +12,16 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from pit_jax.models.capture import Recorder
+from pit_jax.models.config import ModelConfig
 from pit_jax.models.initializers import LinearInit
 from pit_jax.models.interface import FeatureInfo, Logits, check_images
 from pit_jax.models.layers import LayerNorm, Linear
 from pit_jax.models.stochastic import DropRates, split_key, training_key
 
 
-class TokenConfig(Protocol):
-    """The fields of a configuration that this network reads; `models.config` describes them."""
+class TokenConfig(ModelConfig, Protocol):
+    """The fields and properties of a configuration that this network reads."""
 
-    @property
-    def image_size(self) -> tuple[int, int]: ...
-    @property
-    def in_channels(self) -> int: ...
-    @property
-    def num_classes(self) -> int: ...
     @property
     def distilled(self) -> bool: ...
     @property
@@ -36,15 +31,7 @@ class TokenConfig(Protocol):
     @property
     def attention_dropout_rate(self) -> float: ...
     @property
-    def drop_path_rate(self) -> float: ...
-    @property
     def drop_path_rates(self) -> tuple[float, ...]: ...
-    @property
-    def strides(self) -> tuple[int, ...]: ...
-    @property
-    def widths(self) -> tuple[int, ...]: ...
-    @property
-    def grids(self) -> tuple[tuple[int, int], ...]: ...
 
 
 class TokenClassifier(nnx.Module):

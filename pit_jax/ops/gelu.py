@@ -99,5 +99,5 @@ def gelu(x: jax.Array) -> jax.Array:
     Raises:
       ValueError: an override names an unknown lowering.
     """
-    name = lowerings.chosen("gelu") or ("polynomial" if x.dtype == jnp.bfloat16 else "erf")
-    return lowerings.lookup("gelu", name, LOWERINGS)(x)
+    default = "polynomial" if x.dtype == jnp.bfloat16 else "erf"
+    return lowerings.lookup("gelu", lowerings.chosen("gelu") or default, LOWERINGS)(x)

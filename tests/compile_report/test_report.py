@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from pit_jax.compile_report import chips, libtpu, measure, program, schedules, text
+from pit_jax.compile_report import chips, kernel_schedules, libtpu, measure, program, text
 from pit_jax.compile_report.collectives import Collective
 from pit_jax.compile_report.hlo import Module
 
 TINY = Path(__file__).with_name("tiny.py")
 ROOT = TINY.parents[2]
-# What XLA estimates of the recorded program, loops unrolled.
+# XLA's estimates of the recorded program, loops unrolled.
 XLA_CYCLES = 5945 + 3047 + 2 * 100 + 8697 + 2 * 100 + 4514 + 5 * (2663 + 6286)
 
 
@@ -27,7 +27,7 @@ def module(data_dir: Path) -> Module:
 
 
 def _run(*arguments: str, before: str = "pass") -> subprocess.CompletedProcess[str]:
-    """The program itself, after a line of Python."""
+    """Runs the program, after a line of Python."""
     code = (
         f"import runpy, sys; {before}; sys.argv = ['compile_report', *sys.argv[1:]]; "
         "runpy.run_module('pit_jax.compile_report', run_name='__main__', alter_sys=True)"
@@ -44,7 +44,7 @@ def _run(*arguments: str, before: str = "pass") -> subprocess.CompletedProcess[s
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
-    """What the program prints and saves of the tiny training step on this machine."""
+    """The program's output and saved report for the tiny training step on this machine."""
     output = tmp_path_factory.mktemp("report") / "local.json"
     done = _run(f"--config={TINY}", "--batch_size=48", f"--output={output}")
     assert done.returncode == 0, done.stderr
@@ -55,8 +55,8 @@ def test_cycles_become_seconds_images_and_utilisation(module: Module) -> None:
     kernels = measure.read_kernels(
         module,
         {
-            "pit_attention_forward_test.2": schedules.Schedule("a", 8, 421, 3375, 0),
-            "pit_attention_forward_test.3": schedules.Schedule("b", 8, 421, 3375, 0),
+            "pit_attention_forward_test.2": kernel_schedules.Schedule("a", 8, 421, 3375, 0),
+            "pit_attention_forward_test.3": kernel_schedules.Schedule("b", 8, 421, 3375, 0),
         },
     )
     (kernel,) = kernels
@@ -114,7 +114,7 @@ ENTRY %main (x: f32[64,64]) -> f32[64,64] {
 
 def test_operations_are_summed_by_source(module: Module) -> None:
     kernels = measure.read_kernels(
-        module, {"pit_attention_forward_test.2": schedules.Schedule("a", 8, 421, 90_000, 0)}
+        module, {"pit_attention_forward_test.2": kernel_schedules.Schedule("a", 8, 421, 90_000, 0)}
     )
     operations = measure.read_operations(module, kernels)
     assert operations[0].location == "kernel pit_attention_forward_test"
@@ -157,7 +157,7 @@ def test_the_step_of_this_machine(local: tuple[str, dict[str, Any]]) -> None:
     assert (saved["program"], saved["topology"]) == ("train", "local")
     assert (saved["devices"], saved["batch_size"]) == (1, 48)
     assert saved["estimate"] is None
-    # XLA counts no products that it leaves to a library.
+    # XLA does not count products that a library computes.
     assert 0.1 < saved["flops"] / (48 * saved["model_flops"]) < 2
     memory = saved["memory"]
     assert memory["aliased"] > 0.9 * memory["outputs"]  # the state is donated

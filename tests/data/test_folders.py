@@ -1,4 +1,4 @@
-"""Folders of images: labels, splits, and what is said where they are not as expected."""
+"""Folders of images: labels, splits, error messages."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pit_jax.data import folders, images, sources
+from pit_jax.data import images, sources
 
 
 def save(path: Path, level: int) -> None:
@@ -29,7 +29,7 @@ def test_classes_are_numbered_by_name_over_all_splits(folder: Path):
     assert (len(train), train.num_classes) == (3, 2)
     found = [(Path(example["file_name"]).name, example["label"]) for example in train.examples]
     assert found == [("x.png", 0), ("b.png", 1), ("a.JPEG", 1)]
-    # "dog" is the only class of the split, and yet no other label than in training.
+    # "dog" is the only class of the split and has the label of the training split.
     assert [example["label"] for example in held_out.examples] == [1]
     assert held_out.num_classes == 2
     assert np.asarray(images.decode_rgb(held_out.examples[0]["image"]))[0, 0, 0] == 7
@@ -39,8 +39,8 @@ def test_folders_beside_the_splits_are_no_classes(folder: Path):
     save(folder / "__MACOSX/train/x.png", 1)
     save(folder / "raw/cat/x.png", 1)
     assert sources.open_source(f"folder:{folder}", "train").num_classes == 2
-    chosen = sources.open_source(f"folder:{folder}", "raw").examples
-    assert (chosen.classes, chosen.absent) == (["ant", "cat", "dog"], ["ant", "dog"])
+    chosen = sources.open_source(f"folder:{folder}", "raw")
+    assert (chosen.class_names, chosen.absent) == (("ant", "cat", "dog"), ("ant", "dog"))
 
 
 def test_splits_of_a_training_have_to_number_their_classes_alike(
@@ -48,14 +48,15 @@ def test_splits_of_a_training_have_to_number_their_classes_alike(
 ):
     save(folder / "raw/cat/x.png", 1)
     train, held_out, raw = (
-        folders.FolderImages(str(folder), split) for split in ("train", "val", "raw")
+        sources.open_source(f"folder:{folder}", split) for split in ("train", "val", "raw")
     )
-    folders.check_splits(train, held_out)
+    assert train.class_names == held_out.class_names == ("ant", "dog")
+    sources.check_splits(train, held_out)
     assert not caplog.records
-    folders.check_splits(held_out, train)
+    sources.check_splits(held_out, train)
     assert "1 of 2 classes have no training image: ant" in caplog.text
-    with pytest.raises(ValueError, match=r"differently: only one of them knows cat\. Beside"):
-        folders.check_splits(train, raw)
+    with pytest.raises(ValueError, match=r"differently: only one of them knows cat\. Give both"):
+        sources.check_splits(train, raw)
 
 
 def test_without_splits_the_folder_is_one(folder: Path):

@@ -1,4 +1,4 @@
-"""Preparing and converting data sets."""
+"""Preparation and conversion of data sets."""
 
 import io
 import re
@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pit_jax.data import prepare, sources
+from pit_jax.data import prepare, sources, tfds_sets
 from pit_jax.data.digits import Digits
+from pit_jax.data.source import Source
 
 
 @pytest.fixture(scope="module")
@@ -25,14 +26,13 @@ def root(tfrecord: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tfrecord, tmp_path / "copy"))
 
 
-def content(source: sources.Source) -> list[tuple[bytes, int]]:
+def content(source: Source) -> list[tuple[bytes, int]]:
     examples = (source.examples[index] for index in range(len(source)))
     return [(example["image"], int(example["label"])) for example in examples]
 
 
-def opened(root: Path) -> sources.Source:
-    builder = sources._prepared_builder("digits", str(root))
-    return sources.Source("digits", builder.as_data_source("test", decoders=sources.ENCODED), 10)
+def opened(root: Path) -> Source:
+    return tfds_sets.open_prepared(Digits(data_dir=str(root)), "digits", "test")
 
 
 def test_another_format_is_refused_and_converted(root: Path):
@@ -51,19 +51,20 @@ def test_a_conversion_goes_on_where_it_was(root: Path, capfd: pytest.CaptureFixt
     shards = {path: path.stat().st_mtime_ns for path in whole.glob("*array_record*")}
     assert len(shards) == 2
     assert prepare.prepare("digits", str(root)) == str(whole)
-    # As an interruption leaves it: one shard done, the other begun, the description unchanged.
+    # The state after an interruption: one shard done, one begun, the description unchanged.
     done, begun = sorted(shards)
-    begun.rename(begun.with_name(f"unfinished.{begun.name}"))
+    begun.rename(begun.with_name(f"incomplete.{'0' * 32}.{begun.name}"))
     description.write_text(before)
     prepare.prepare("digits", str(root))
     assert done.stat().st_mtime_ns == shards[done]
-    assert not list(whole.glob("unfinished*"))
+    assert not list(whole.glob("incomplete*"))
     assert len(content(opened(root))) == 360
     assert "converting train" in capfd.readouterr().err
 
 
-def test_a_preparation_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Interrupted in the second split, the first is not made again; the result is TFDS's own."""
+def test_an_interrupted_preparation_leaves_nothing_and_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     generate, made = Digits._generate_examples, []
 
     def interrupted(self, pixels, labels, indices):
@@ -77,25 +78,22 @@ def test_a_preparation_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(KeyboardInterrupt):
         prepare.prepare("digits", str(tmp_path))
     assert not Digits(data_dir=str(tmp_path)).is_prepared()
-    folder = prepare.prepare("digits", str(tmp_path))
-    # Generators are made for all splits and run for one.
-    assert made == [1437, 360, 360]
-    assert [path.name for path in Path(folder).parent.iterdir()] == ["1.0.0"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        ".digits.lock",
-        "digits",
-        "downloads",
-    ]
+    assert list((tmp_path / "digits").iterdir()) == []
+    prepare.prepare("digits", str(tmp_path))
+    # Both splits, in both attempts.
+    assert made == [1437, 360, 1437, 360]
     for split in ("train", "test"):
         source = sources.open_source("digits", split, str(tmp_path))
         assert content(source) == content(sources.open_source("digits", split))
 
 
-def test_what_a_killed_preparation_leaves_is_removed(tmp_path: Path):
-    leftover = tmp_path / ".splits.digits" / "train" / "digits" / "incomplete.ABC_1.0.0"
+def test_what_a_killed_preparation_leaves_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    leftover = tmp_path / "digits" / "incomplete.ABC_1.0.0"
     leftover.mkdir(parents=True)
     prepare.prepare("digits", str(tmp_path))
-    assert not leftover.exists()
+    assert f"{leftover} is left of a preparation that was killed; remove it" in caplog.text
     assert len(sources.open_source("digits", "train", str(tmp_path))) == 1437
 
 
@@ -104,11 +102,18 @@ def test_a_damaged_shard_is_named(root: Path):
     shard.write_bytes(shard.read_bytes()[:-1000])
     with pytest.raises(ValueError, match=r"(cannot read|holds) .*anew in another --data_dir"):
         prepare.prepare("digits", str(root))
+    assert not list(root.rglob("*train.array_record*"))
+
+
+def test_what_is_no_tfds_set_needs_no_preparation(tmp_path: Path):
+    for name in ("synthetic", f"folder:{tmp_path}"):
+        with pytest.raises(ValueError, match="needs no preparation: use it as config"):
+            prepare.prepare(name)
 
 
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ImageNet's two archives as they are, but for four images of two classes, and one."""
+    """ImageNet's two archives in miniature: four images of two classes, and one."""
     root = tmp_path_factory.mktemp("archives")
     classes = []
     for name in ("n01440764", "n01443537"):
@@ -139,7 +144,7 @@ def archive(files: list[tuple[str, bytes]]) -> bytes:
 def test_imagenet_from_its_archives(
     imagenet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """By TFDS's own builder, which checks neither how many images there are nor their sizes."""
+    """TFDS's own builder prepares them; it checks neither the number of images nor their sizes."""
     monkeypatch.setattr("tensorflow_datasets.core.utils.has_sufficient_disk_space", enough)
     folder = prepare.prepare("imagenet2012", str(tmp_path), str(imagenet))
     assert Path(folder) == tmp_path / "imagenet2012" / "5.1.0"
@@ -155,13 +160,13 @@ def test_imagenet_from_its_archives(
         "n01443537_1.JPEG": 1,
         "n01443537_2.JPEG": 1,
     }
-    # The files' own bytes: nothing was encoded anew.
+    # The bytes of the file: nothing was encoded again.
     assert found["n01443537_2.JPEG"]["image"] == jpeg(3)
     assert len(sources.open_source("imagenet2012", "validation", str(tmp_path))) == 1
 
 
 def enough(*_: object, **__: object) -> bool:
-    """A tiny set needs no 300 GB."""
+    """Replaces TFDS's check of the disk: a tiny set needs no 300 GB."""
     return True
 
 
@@ -176,12 +181,3 @@ def test_missing_archives_are_named(tmp_path: Path):
     again = f"prepare imagenet2012 --manual_dir=FOLDER --data_dir={tmp_path}"
     with pytest.raises(ValueError, match=f"{re.escape(again)}$"):
         prepare.prepare("imagenet2012", str(tmp_path))
-
-
-def test_the_program(capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    prepare.main(["digits", f"--data_dir={tmp_path}"])
-    assert capsys.readouterr().out == f"ready: digits in {tmp_path}/digits/1.0.0\n"
-    with pytest.raises(SystemExit) as caught:
-        prepare.main(["digitz"])
-    assert caught.value.code == 2
-    assert "did you mean 'digits'" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What the data sets hold, and what is said where one is missing."""
+"""Contents of the data sets, the table of them, and messages about missing ones."""
 
 import io
 import re
@@ -14,15 +14,17 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from pit_jax.data import sources
+from pit_jax.data.source import Example, Source
 
 
-def pixels(example: sources.Example) -> np.ndarray:
+def pixels(example: Example) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(example["image"])))
 
 
 def test_digits_are_all_of_scikit_learns_once():
     train, test = (sources.open_source("digits", split) for split in ("train", "test"))
     assert (len(train), len(test), train.num_classes) == (1437, 360, 10)
+    assert train.class_names == test.class_names == tuple("0123456789")
     images, labels = load_digits(return_X_y=True)
     expected = {
         (np.round(image / 16 * 255).astype(np.uint8).tobytes(), int(label))
@@ -32,7 +34,7 @@ def test_digits_are_all_of_scikit_learns_once():
     found = {(pixels(example).tobytes(), int(example["label"])) for example in examples}
     assert len(examples) == 1797
     assert found == expected
-    # Stratified: every class has its tenth, give or take one.
+    # Stratified: each class is split in the same proportion, to within one.
     counts = np.bincount([test.examples[i]["label"] for i in range(360)])
     np.testing.assert_allclose(counts, np.bincount(labels) * 360 / 1797, atol=1)
 
@@ -62,7 +64,7 @@ def test_processes_that_start_together_prepare_once(tmp_path: Path):
 
 
 def test_a_split_with_a_file_missing_is_refused(tmp_path: Path):
-    """Before training comes across the gap."""
+    """Otherwise training would end when it reaches the gap."""
     data_dir = str(tmp_path)
     whole = sources.open_source("digits", "test", data_dir)
     assert len(whole) == 360
@@ -100,7 +102,7 @@ def test_slices_and_synthetic_images():
         (
             "cifar10",
             "train",
-            r"looked in .*, found no folder 'cifar10'; run: python -m pit_jax\.data\.prepare ci",
+            r"looked in .*, found no folder 'cifar10'; run: python -m pit_jax\.cli\.prepare ci",
         ),
     ],
 )
@@ -116,7 +118,7 @@ def test_a_data_dir_that_cannot_be_read_is_named(tmp_path: Path):
     for data_dir in (tmp_path / "loop", tmp_path):
         message = (
             f"cifar10 is not prepared: looked in {data_dir}, found no directory that can be read "
-            "(Too many levels of symbolic links); run: python -m pit_jax.data.prepare cifar10 "
+            "(Too many levels of symbolic links); run: python -m pit_jax.cli.prepare cifar10 "
             f"--data_dir={data_dir}"
         )
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
@@ -130,7 +132,7 @@ PIXELS = tfds.features.FeaturesDict({"image": tfds.features.Image(shape=(6, 4, 3
 
 
 class Unsuitable(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A set of one example, prepared by TFDS, that nothing can be classified in."""
+    """A set of one example, prepared by TFDS, that lacks images or labels."""
 
     name = "unsuitable"
     VERSION = tfds.core.Version("1.0.0")
@@ -163,6 +165,54 @@ def test_a_set_without_images_or_labels_is_refused(
     message = rf"'unsuitable' has no 'image' and 'label' features: (?s:.*){found}"
     with pytest.raises(ValueError, match=message):
         sources.open_source("unsuitable", "train", str(tmp_path))
+
+
+MODULE = """
+from pit_jax.data.source import Source
+
+
+def open_squares(name, split, data_dir):
+    return Source(f"{name}/{split}", [{"image": b"", "label": 1}] * 3, 2, ("round", "square"))
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package as pip installs it, with openers among its entry points."""
+    (tmp_path / "shapes.py").write_text(MODULE)
+    described = tmp_path / "shapes-1.0.dist-info"
+    described.mkdir()
+    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: shapes\nVersion: 1.0\n")
+    (described / "entry_points.txt").write_text(
+        "[pit_jax.sources]\nsquares = shapes:open_squares\nbroken: = shapes:nothing\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def test_another_package_adds_data_sets(plugin: Path):
+    found = sources.open_source("squares", "train")
+    assert (found.name, len(found)) == ("squares/train", 3)
+    assert found.class_names == ("round", "square")
+    with pytest.raises(ValueError, match=r"unknown data set 'squars'; did you mean 'squares'\?"):
+        sources.open_source("squars", "train")
+    with pytest.raises(ValueError, match=r"shapes:nothing of the data set 'broken:x' cannot be im"):
+        sources.open_source("broken:x", "train")
+
+
+def test_a_program_adds_data_sets_in_a_line(monkeypatch: pytest.MonkeyPatch):
+    def open_mine(name: str, split: str, data_dir: str | None) -> Source:
+        return Source(f"{name}/{split}/{data_dir}", [], 0)
+
+    monkeypatch.setitem(sources.SOURCES, "mine:", open_mine)
+    assert sources.open_source("mine:x", "train", "there").name == "mine:x/train/there"
+    with pytest.raises(ValueError, match=r"unknown data set 'mine'"):
+        sources.open_source("mine", "train")
+
+
+def test_a_source_names_all_of_its_classes_or_none():
+    with pytest.raises(ValueError, match=r"cats has 3 classes and 2 names of classes: the source"):
+        Source("cats", [], 3, ("tabby", "tiger"))
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):

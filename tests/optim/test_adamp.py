@@ -11,8 +11,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from pit_jax.models import parameters
-from pit_jax.optim.adamp import adamp
-from pit_jax.optim.masks import weight_decay_mask
+from pit_jax.optim.optimizers import make_optimizer
 
 # Our shape, and the order of our axes that gives torch's tensor.
 TENSORS = {
@@ -28,7 +27,7 @@ TENSORS = {
 SETTINGS = {
     "package": {"delta": 0.1, "wd_ratio": 0.1, "nesterov": False},
     "timm": {"delta": 0.1, "wd_ratio": 0.01, "nesterov": True},
-    # Large enough that every tensor of more than one axis is projected, per channel.
+    # Large enough to project every tensor of more than one axis, per channel.
     "always": {"delta": 1e3, "wd_ratio": 0.01, "nesterov": False},
     "never": {"delta": 0.0, "wd_ratio": 0.01, "nesterov": False},
 }
@@ -66,7 +65,7 @@ def gradients(step: int) -> dict[str, np.ndarray]:
 
 @functools.cache
 def reference(name: str) -> dict[str, np.ndarray]:
-    """What timm's AdamP makes of the weights, in our layout."""
+    """Returns the weights after timm's AdamP, in our layout."""
     import torch
     from timm.optim import AdamP
 
@@ -96,8 +95,8 @@ def place_whole(value: np.ndarray) -> jax.Array:
 def train(
     name: str, place: Callable[[np.ndarray], jax.Array] = place_whole
 ) -> dict[str, np.ndarray]:
-    """What `adamp` makes of the weights, under jit."""
-    optimizer = adamp(RATE, weight_decay=DECAY, mask=weight_decay_mask, **SETTINGS[name])
+    """Returns the weights after our "adamp", under jit."""
+    optimizer = make_optimizer("adamp", RATE, weight_decay=DECAY, **SETTINGS[name])
 
     @jax.jit
     def step(gradients, state, params):
@@ -142,7 +141,7 @@ def test_sharding_does_not_change_the_steps():
     mesh = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
     def shard(value: np.ndarray) -> jax.Array:
-        # The longest axis, were it the channels' or not, as a size rule would.
+        # The longest axis, of channels or not, as the size rule of training does.
         axes = [None] * value.ndim
         longest = int(np.argmax(value.shape))
         if value.shape[longest] % 4 == 0:
@@ -156,7 +155,7 @@ def test_sharding_does_not_change_the_steps():
 
 
 def test_follows_a_schedule():
-    optimizer = adamp(lambda step: 0.1 * (step + 1))
+    optimizer = make_optimizer("adamp", lambda step: 0.1 * (step + 1))
     params = {"bias": jnp.zeros(3)}
     state = optimizer.init(params)
     for step in range(3):
@@ -165,7 +164,7 @@ def test_follows_a_schedule():
 
 
 def test_needs_the_parameters():
-    optimizer = adamp(0.1)
+    optimizer = make_optimizer("adamp", 0.1)
     params = {"bias": jnp.zeros(3)}
     with pytest.raises(ValueError, match=r"needs the parameters: call update\("):
         optimizer.update(params, optimizer.init(params))

@@ -1,4 +1,4 @@
-"""Lengths of time in training: "300 epochs", "1000 steps" or "1_281_167 examples"."""
+"""Durations: options such as "300 epochs", "1000 steps" or "1_281_167 examples", and seconds."""
 
 import dataclasses
 import re
@@ -9,16 +9,16 @@ UNITS = ("epochs", "steps", "examples")
 
 
 def to_steps(name: str, duration: str, *, steps_per_epoch: int, batch_size: int) -> int:
-    """A duration in whole steps, rounded to the nearest.
+    """Converts a duration to steps, rounded to the nearest.
 
     Args:
-      name: the option it comes from, for the message.
+      name: name of the option, for the message.
       duration: a number and a unit of `UNITS`, singular or plural; "0.5 epochs" is fine.
       steps_per_epoch: floor(examples / batch size) of the training set.
-      batch_size: images per step.
+      batch_size: examples per step.
 
     Raises:
-      ValueError: not such a text.
+      ValueError: the text is not a duration.
     """
     match = re.fullmatch(r"\s*(\d[\d_]*(?:\.\d+)?)\s*(epoch|step|example)s?\s*", duration)
     if match is None:
@@ -35,9 +35,9 @@ class Steps:
     """Durations of a run, all in steps.
 
     Attributes:
-      epoch: floor(examples / batch size).
-      total: of the run.
-      log, evaluate, checkpoint: between two of each.
+      epoch: length of an epoch, floor(examples / batch size).
+      total: length of the run.
+      log, evaluate, checkpoint: interval between log lines, evaluations, checkpoints.
     """
 
     epoch: int
@@ -48,15 +48,16 @@ class Steps:
 
 
 def steps_of(config: TrainConfig, num_examples: int, data: str) -> Steps:
-    """The durations of a run.
+    """Converts the durations of a configuration to steps.
 
     Args:
-      config: with durations as text.
-      num_examples: of the training split.
-      data: its name, for messages.
+      config: options, with durations as text.
+      num_examples: size of the training split.
+      data: name of the training split, for messages.
 
     Raises:
-      ValueError: a batch larger than the split, a text that is no duration, less than a step.
+      ValueError: the batch is larger than the split, a text is not a duration, or a duration is
+        less than a step.
     """
     epoch = num_examples // config.batch_size
     if not epoch:
@@ -83,3 +84,12 @@ def steps_of(config: TrainConfig, num_examples: int, data: str) -> Steps:
         evaluate=found["eval_every"],
         checkpoint=found["checkpoint_every"],
     )
+
+
+def format_seconds(seconds: float) -> str:
+    """Formats a time: "1:02:03", "4:05" or "0.8 s"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, whole = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{whole:02}" if hours else f"{minutes}:{whole:02}"

@@ -1,4 +1,4 @@
-"""What is kept on disk of a run, and that the loop does not wait for it."""
+"""Checkpoints on disk: which are kept, what they hold, and that the loop does not wait."""
 
 import contextlib
 import time
@@ -42,7 +42,7 @@ def steps(workdir: Path) -> list[int]:
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    """A checkpoint that was not evaluated competes with none and goes with its time."""
+    """A checkpoint without metrics is never the best, and is deleted by age."""
     evaluated = {1: {}, 2: {"top1": 0.9}, 3: {}, 4: {"top1": 0.5}, 5: {}, 6: {}}
     with checkpoints(tmp_path) as saved:
         for step, metrics in evaluated.items():
@@ -80,7 +80,7 @@ def test_a_step_may_be_damaged_twice(tmp_path: Path):
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_stops_once(tmp_path: Path):
-    """It must not begin anew unseen."""
+    """It must not start over unnoticed; the next start may."""
     with checkpoints(tmp_path) as saved:
         for step in (1, 2):
             saved.save(state_of(1.0), step, {}, {})

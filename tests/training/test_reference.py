@@ -1,4 +1,4 @@
-"""The reference in the documentation is what the code is."""
+"""The reference in the documentation agrees with the code."""
 
 import dataclasses
 import re
@@ -31,7 +31,7 @@ def test_every_option_has_its_row():
 
 
 def paths(node: ConfigDict, prefix: str) -> list[str]:
-    """All options; those that are themselves free-form dictionaries are one."""
+    """Paths of all options; a free-form dictionary is one option."""
     found = []
     for key in node:
         path = f"{prefix}.{key}"

@@ -64,6 +64,11 @@ class AugmentConfig:
     label_smoothing: float = 0.1
     """Mass spread evenly over all classes."""
 
+    @property
+    def mixes(self) -> bool:
+        """Whether Mixup or CutMix is on."""
+        return self.mix_probability > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillationConfig:

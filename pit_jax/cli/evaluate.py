@@ -1,4 +1,4 @@
-"""`evaluate.py` and `pit-evaluate`: weights in, a table of metrics out."""
+"""`evaluate.py` and `pit-evaluate`: print a table of metrics of given weights."""
 
 import argparse
 import dataclasses
@@ -10,10 +10,10 @@ from pit_jax.cli import console
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
-    """Entry point: parses the command line, evaluates, prints the table."""
+    """Parses the command line, evaluates the weights, prints the table."""
     first, _ = _parser(add_help=False).parse_known_args(arguments)
     if first.weights is None:
-        _parser().parse_args(arguments)  # prints the help, or that --weights is missing
+        _parser().parse_args(arguments)  # exits: prints the help, or that --weights is missing
     console.set_up_logging()
     console.set_up_compilation_cache()
     task, file = console.or_fail(_open, first)
@@ -27,7 +27,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
 
 
 def _open(options: argparse.Namespace) -> tuple[Any, Any]:
-    """The task that the weights were trained for, and the content of their file."""
+    """Reads the weights; returns the task they were trained for, and the file's content."""
     from pit_jax.tasks import registry
     from pit_jax.weights.read import read
 
@@ -61,7 +61,7 @@ def _table(task: Any, found: Any) -> list[tuple[str, str]]:
     ]
     for metric in task.metrics:
         if metric.name in found.metrics:
-            # Two digits more than in training, to compare with published figures.
+            # Two digits more than in training (one for a loss), to compare with published figures.
             digits = metric.format.replace(".2%", ".4%").replace(".4f", ".5f")
             rows.append((f"test/{metric.name}", f"{found.metrics[metric.name]:{digits}}"))
     return [*rows, ("rate", f"{_rate(found):,.0f} examples/s, compilation included")]
@@ -75,7 +75,7 @@ def _as_json(found: Any) -> dict[str, Any]:
 
 
 def _image_size(given: Sequence[str] | None) -> tuple[int, int] | None:
-    """Height and width; two arguments are read like one with a comma."""
+    """Height and width from one argument, or from two as if a comma joined them."""
     try:
         return console.image_size(",".join(given)) if given else None
     except ValueError as error:
@@ -83,7 +83,7 @@ def _image_size(given: Sequence[str] | None) -> tuple[int, int] | None:
 
 
 def _parser(task_options: Any = None, *, add_help: bool = True) -> argparse.ArgumentParser:
-    """The command line, with flags for the options of the weights' task where it is known."""
+    """The command line, with flags for the evaluation options of a task if they are given."""
     parser = argparse.ArgumentParser(
         prog="pit-evaluate",
         description="Metrics of weights on a data set.",
@@ -92,7 +92,7 @@ def _parser(task_options: Any = None, *, add_help: bool = True) -> argparse.Argu
     )
     add = parser.add_argument
     add("--weights", required=add_help, help="a run directory, a weights file or hf:owner/name")
-    add("--model", help="a name of pit_jax.list_models(); told from the weights where it can be")
+    add("--model", help="a name of pit_jax.list_models() (default: the one that fits the weights)")
     add("--batch_size", type=int, default=256, help="examples per step over all devices")
     add("--image_size", nargs="+", help="SIZE or HEIGHT,WIDTH (default: the model's own)")
     add("--json", action="store_true", help="print the metrics as JSON as well")

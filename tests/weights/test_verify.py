@@ -1,4 +1,4 @@
-"""What --verify compares: that it agrees where it should, and notices where it should not."""
+"""--verify finds no difference where there is none, and finds one where there is."""
 
 import dataclasses
 from collections.abc import Callable

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from types import ModuleType
 
-# Tests compile far more than they compute: the optimising half of the compiler is left out.
+# Tests compile far more than they compute, so the compiler skips its optimisations.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
@@ -22,8 +22,8 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-# One cache of compiled programs and prepared data for a whole run: its workers and the programs
-# they start inherit the name from the process that began it.
+# One cache of compiled programs and prepared data for a whole run. Workers, and the programs they
+# start, inherit its name from the first process.
 IS_FIRST = "PIT_JAX_CACHE_OF_TESTS" not in os.environ
 CACHE = os.environ.setdefault("PIT_JAX_CACHE_OF_TESTS", tempfile.mkdtemp(prefix="pit_jax_tests_"))
 
@@ -45,8 +45,8 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Jobs of several processes first: among several workers one gets them all, beside tests that
-    take one core, where at the end all workers would start such jobs at once.
+    """Runs jobs of several processes first: one of several workers gets them all, beside tests that
+    take one core. At the end, all workers would start such jobs at once.
     """
     items.sort(key=lambda item: "test_processes" not in item.nodeid)
 
@@ -72,5 +72,5 @@ def timm() -> ModuleType:
 
 @pytest.fixture
 def config() -> ConfigDict:
-    """The smallest real experiment, `tiny.py`, to be changed."""
+    """The configuration of the smallest real experiment, `tiny.py`, for a test to change."""
     return runpy.run_path(str(Path(__file__).with_name("tiny.py")))["get_config"]()

@@ -1,4 +1,4 @@
-"""Every experiment of configs/ loads in every variant, and is one that the trainer takes."""
+"""Every experiment of configs/ loads in every variant, and the trainer accepts it."""
 
 import itertools
 import runpy

@@ -42,7 +42,7 @@ def test_an_interrupted_run_continues_to_the_same_weights(earlier: Path, tmp_pat
     expected = safetensors.numpy.load_file(earlier / "run.safetensors")
     found = safetensors.numpy.load_file(result.weights)
     for path, value in expected.items():
-        # Machines differ in the last bits of a sum, and three steps of AdamW in little more.
+        # Machines differ in the last bits of a sum; after three steps of AdamW by little more.
         np.testing.assert_allclose(found[path], value, rtol=0, atol=1e-5)
     before = json.loads((earlier / "result.json").read_text())["metrics"]
     after = {name.replace("/", "_"): value for name, value in result.metrics.items()}

@@ -1,4 +1,4 @@
-"""The paper's settings as configs: their values, and that what they are made of runs."""
+"""The paper's settings as configs: their values, and that their ingredients run."""
 
 import dataclasses
 import functools
@@ -42,7 +42,7 @@ MODELS = {
     "pooling_ablation": tuple(PAIRS),
 }
 
-# The table of the settings, a row per option and a column per setting.
+# The settings: a row per option, a column per setting.
 TABLE: dict[str, tuple[Any, Any, Any, Any]] = {
     "duration": ("100 epochs", "100 epochs", "300 epochs", "300 epochs"),
     "batch_size": (1024,) * 4,
@@ -81,10 +81,10 @@ TABLE: dict[str, tuple[Any, Any, Any, Any]] = {
     "min_metric_at": ({},) * 4,
 }
 COLUMNS = ("vanilla", "cutmix", "deit", "distill")
-# What differs for some models, in the settings that have DeiT's ingredients.
+# Exceptions for some models, in the settings that have DeiT's ingredients.
 PIT_B = {"data.repeats": 3, "optimizer.warmup": "10 epochs"}
 DEIT_S_OWN = {"data.repeats": 3, "optimizer.name": "adamw", "optimizer.options": {}}
-# What goes through a whole smoke run; for all else two steps are enough.
+# Experiments that go through a whole smoke run; for the others two steps are enough.
 RUNS = {"vanilla": "pit_ti", "cutmix": "pit_ti", "deit": "pit_b", "distill": "pit_b_distilled"}
 # Top-1 in percent, Table 2.
 REPORTED = {
@@ -171,7 +171,7 @@ def test_configs_load_from_anywhere(file: str, tmp_path: Path, monkeypatch: pyte
 
 
 def test_smoke_keeps_the_ingredients():
-    """All that the table lists but what makes a run long."""
+    """Smoke variants keep every value of the table except those that make a run long."""
     shrunk = ("batch_size", "duration", "data.name", "model.image_size", "optimizer.warmup")
     shrunk += ("distillation.teacher_weights",)
     for file, variants in MODELS.items():
@@ -184,8 +184,8 @@ def test_smoke_keeps_the_ingredients():
 
 @functools.cache
 def smoke_experiments() -> dict[str, ConfigDict]:
-    """The smoke variants of every config and model, by a name; those that are one and the same
-    experiment, as those of most sizes are, once.
+    """The distinct smoke variants of all configs and models, by name. Most sizes of a model share
+    one.
     """
     found: dict[str, tuple[str, ConfigDict]] = {}
     for file, variants in MODELS.items():
@@ -265,7 +265,7 @@ def test_a_smoke_run_is_interrupted_resumed_and_evaluated(file: str, tmp_path: P
     assert found["top1"] == result.metrics["test/top1"]
     np.testing.assert_allclose(found["loss"], result.metrics["test/loss"], rtol=1e-6)
 
-    # What is saved is the student alone.
+    # Only the student is saved.
     saved, _ = restore_params(tmp_path)
     network = zoo.model_config(
         config.model.name,

@@ -1,4 +1,4 @@
-"""ResNet: equal to timm's and torchvision's in evaluation and in training, and without pooling."""
+"""ResNet equals timm's and torchvision's in evaluation and training; ResNet without pooling."""
 
 import functools
 
@@ -20,12 +20,12 @@ def build(**overrides):
     return zoo.build(zoo.model_config("resnet50", **{**TINY, **overrides}))
 
 
-# Compiling takes most of the time here; this takes a third off, and leaves the arithmetic alone.
+# Most of the time is compilation; this saves a third of it and keeps the arithmetic.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def apply(model, x: jax.Array, **options):
-    # Weights are an argument: as constants of the program they would be folded for seconds.
+    # Weights are an argument: XLA would spend seconds folding constants.
     graphdef, params = parameters.split(model)
     return jit(lambda params, x: parameters.merge(graphdef, params)(x, **options))(params, x)
 
@@ -73,7 +73,7 @@ def test_training_equals_torch(timm, randomised, params_of, batch, assert_close)
             assert_close(value, reference.get_buffer(name))
         else:
             assert_close(value, reference.get_parameter(name).grad, 2e-4)
-    # What was learnt from a batch shows in evaluation.
+    # Evaluation uses the statistics that the batch updated.
     model = parameters.merge(graphdef, parameters.join(trained, statistics))
     with torch.no_grad():
         assert_close(apply(model, x), reference.eval()(x_torch))
@@ -179,7 +179,7 @@ def test_initial_values_are_those_of_timm():
 
 def test_stochastic_depth_drops_branches_of_whole_examples():
     model = build(drop_path_rate=0.9, depths=(2,), image_size=16)
-    # Branches start at zero: give the last one a voice.
+    # Branches start at zero; with a scale, the last one contributes.
     model.stage0.block1.conv3.norm.scale[...] = jnp.ones(16)
     x = jnp.broadcast_to(images(1, 16, 16, 3), (32, 16, 16, 3))
     run = jit(lambda x, key: model(x, train=True, key=key))

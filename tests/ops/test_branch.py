@@ -1,4 +1,4 @@
-"""Residual branches in one kernel are the modules one after the other, gradients too."""
+"""A residual branch in one kernel equals its modules in sequence, with gradients."""
 
 import functools
 import re
@@ -24,17 +24,17 @@ from pit_jax.ops.layer_norm import EPSILON, from_library
 from pit_jax.ops.linear import Linear
 
 Example = tuple[jax.Array, jax.Array, Weights, jax.Array]
-# As in training, where an image's branch is dropped or grows.
+# As in training, where the branch of an image is dropped or scaled up.
 KEEP = (0.0, 1.25, 1.0, 1.25, 0.0, 1.0, 1.25, 1.0) * 4
 
 
 def middle_widths(middle: Middle, channels: int) -> tuple[int, int]:
-    """What the first linear layer gives, and what the second one takes."""
+    """Output width of the first linear layer and input width of the second."""
     return (3 * channels, channels) if isinstance(middle, Attention) else (4 * channels,) * 2
 
 
 def example(middle: Middle, shape: tuple[int, int, int], dtype: str = "float32") -> Example:
-    """Tokens (B, N, C), what their branches are multiplied by, weights, and a gradient."""
+    """Tokens (B, N, C), factors of their branches, weights, and a gradient."""
     rng = np.random.default_rng(0)
     batch, _, width = shape
 
@@ -78,7 +78,7 @@ def values_and_gradients(branch: Callable[..., jax.Array], operands: Example) ->
 
 
 def on_one_device(operands: Example) -> Example:
-    """Of a mesh, so that it is known that the images are not split."""
+    """Places arrays on a mesh of one device, which shows that the images are not split."""
     mesh = Mesh(np.asarray(jax.devices()[:1]), ("data",))
     return jax.device_put(operands, NamedSharding(mesh, PartitionSpec()))
 
@@ -88,13 +88,13 @@ def kernel(middle: Middle) -> Callable[..., jax.Array]:
 
 
 def assert_equal(found: Any, expected: Any, tolerance: float) -> None:
-    """Within a fraction of the largest value of each array."""
+    """Asserts equality within a fraction of the largest value of each array."""
     for arrays in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         left, right = (np.asarray(array, np.float64) for array in arrays)
         assert np.abs(left - right).max() <= tolerance * np.abs(right).max()
 
 
-# One image a program, 2 to 16 of them side by side, blocks of queries; PiT's head widths.
+# One image per program, 2 to 16 side by side, blocks of queries; PiT's head widths.
 CASES = [
     (Gelu(), (2, 197, 48)),
     (Gelu(), (8, 50, 128)),
@@ -124,7 +124,7 @@ def test_equals_the_definition(
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-2)])
 def test_wide_layers_slice_by_slice(monkeypatch: pytest.MonkeyPatch, dtype: str, tolerance: float):
-    """Three slices of a hidden layer are as good as all of it."""
+    """Three slices of a hidden layer give the same as all of it."""
     operands = example(Gelu(), (4, 50, 96), dtype)
     expected = values_and_gradients(kernel(Gelu()), operands)
     monkeypatch.setattr(branch_middle, "_SLICE_SIZE", 200 * 4 * 96 // 3)
@@ -162,8 +162,8 @@ def test_large_tokens_do_not_overflow():
         (3, 50, 48, 1),
         (128, 65, 48, 8),
         (2, 65, 48, 1),
-        (128, 197, 288, 1),  # of more, the MLP does not fit the VMEM of a v4
-        (128, 50, 768, 1),  # nor does that of any number
+        (128, 197, 288, 1),  # the MLP of more images does not fit the VMEM of a v4
+        (128, 50, 768, 1),  # no number of images fits
     ],
 )
 def test_images_fill_the_lanes(batch: int, tokens: int, channels: int, together: int):
@@ -251,7 +251,7 @@ def test_others_get_the_parts(
 
 @pytest.mark.parametrize("train", [True, False])
 def test_a_block_is_the_same_in_kernels_and_in_parts(monkeypatch: pytest.MonkeyPatch, train: bool):
-    """The same weights at the same places, the same images' branches dropped."""
+    """Kernels and parts have the same weights at the same paths and drop the same branches."""
     module = block(DropRates(path=0.4), "float32")
     x = jax.random.normal(jax.random.key(1), (6, 20, 64))
     key = jax.random.key(2) if train else None
@@ -303,7 +303,7 @@ def weighted_sum(x: jax.Array, weights: Weights) -> jax.Array:
 
 
 def at(index: int, tree: Any) -> Any:
-    """One of what every leaf stacks."""
+    """One slice along the first axis of every leaf."""
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
@@ -312,8 +312,8 @@ GRADIENTS = jax.grad(weighted_sum, argnums=(0, 1))
 
 @pytest.mark.parametrize("batch", [8, 4, 3])
 def test_each_device_has_its_images(batch: int):
-    """A batch of 4 is split over half of the mesh, one of 3 not at all; devices add up gradients
-    of weights.
+    """A batch of 4 is split over half of the mesh, a batch of 3 is not split. Gradients of weights
+    are summed over devices.
     """
     mesh = sharding.make_mesh(fsdp=2)
     x, _, weights, _ = example(Attention(2), (8, 5, 32))
@@ -324,7 +324,7 @@ def test_each_device_has_its_images(batch: int):
 
 
 def test_shards_found_while_compiling():
-    """Arguments without a mesh of their own, split by the jitted function."""
+    """Arguments have no mesh; the jitted function splits them."""
     mesh = sharding.make_mesh(fsdp=2)
     rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     x, _, weights, _ = example(Attention(2), (8, 5, 32))
@@ -345,7 +345,7 @@ def test_weights_split_over_devices_are_gathered():
 
 
 def test_inside_shard_map():
-    """A device's images, and its part of the weights' gradients."""
+    """Inside `shard_map`, a device has its images and its part of the weights' gradients."""
     mesh = sharding.make_mesh()
     rows = PartitionSpec((sharding.DATA_AXIS, sharding.FSDP_AXIS))
     x, _, weights, _ = example(Attention(2), (8, 5, 32))
@@ -383,7 +383,7 @@ def test_rematerialised_gradients_are_the_same():
 @pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 @pytest.mark.parametrize("tokens", [50, 197])
 def test_tpu_programs_gather_weights_alone(topology: str, tokens: int):
-    """Two blocks on four chips, parameters split over pairs of them."""
+    """Two blocks run on four chips, with parameters split over pairs."""
     devices = libtpu.devices(chips.parse_slice(topology))
     mesh = Mesh(np.asarray(devices).reshape(2, -1), (sharding.DATA_AXIS, sharding.FSDP_AXIS))
     definition, state = nnx.split([block(DropRates(path=0.1)) for _ in range(2)])
@@ -419,7 +419,7 @@ def test_tpu_programs_gather_weights_alone(topology: str, tokens: int):
 def test_what_is_taken_fits(
     topology: str, middle: Middle, tokens: int, channels: int, together: int
 ):
-    """PiT-S's branches that take most of VMEM; the compiler refuses what does not fit."""
+    """PiT-S's branches that need most VMEM compile; the compiler refuses one that does not fit."""
     (device, *_) = libtpu.devices(chips.parse_slice(topology))
     place = NamedSharding(Mesh(np.asarray([device]), ("data",)), PartitionSpec())
     width, taken = middle_widths(middle, channels)

@@ -52,7 +52,7 @@ def test_an_unknown_operation_is_refused() -> None:
 
 
 def _program(platform: str) -> jax.extend.core.ClosedJaxpr:
-    """Of x on TPUs and 2 x elsewhere."""
+    """A program that returns x on TPUs and 2 x elsewhere."""
 
     @lowerings.compiling_for(platform)
     def choose(x: jax.Array) -> jax.Array:

@@ -48,11 +48,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from measuring import Program, Timing, compiled_peak, machine, one_line, table, time_together
-from pit_jax.training.flops_rate import peak_flops
 
 from pit_jax.models import parameters, zoo
-from pit_jax.models.pit.config import PiTConfig
-from pit_jax.models.vit.config import ViTConfig
+from pit_jax.training.utilisation import peak_flops
 
 MODELS = ("pit_ti", "pit_xs", "pit_s", "pit_b", "vit_ti", "vit_s", "vit_b")
 MODES = ("inference", "training")
@@ -64,7 +62,7 @@ LEARNING_RATE, WEIGHT_DECAY, LABEL_SMOOTHING = 1e-3, 0.05, 0.1
 class Setting:
     """One model in one mode."""
 
-    config: PiTConfig | ViTConfig
+    config: zoo.ModelConfig
     mode: str
     dtype: str
     batch: int
@@ -360,8 +358,8 @@ def settings(options: argparse.Namespace) -> list[tuple[str, Setting]]:
     for model in options.models:
         fields = replaced_fields(options.set)
         config = zoo.model_config(model, image_size=options.image_size, **fields)
-        if not isinstance(config, PiTConfig | ViTConfig) or config.distilled:
-            raise ValueError(f"--models takes PiT and ViT without distillation, found {model}")
+        if getattr(config, "distilled", False):
+            raise ValueError(f"--models takes networks without a distillation head, found {model}")
         for mode in options.modes:
             setting = Setting(config, mode, options.dtype, options.batch_size, options.compile_mode)
             found.append((model, setting))

@@ -69,8 +69,8 @@ def overhead(repeats: int, scratch: Path) -> list[Figure]:
     from pit_jax.tasks.experiments import prepare
     from pit_jax.training import loop, start
     from pit_jax.training.batches import TrainBatches
-    from pit_jax.training.reporting import METRICS_FILE
     from pit_jax.training.state import create_state
+    from pit_jax.weights.run_directory import METRICS_FILE
 
     # A run loads its metric writer in the background; here that would fall into what is measured.
     importlib.import_module("clu.metric_writers")

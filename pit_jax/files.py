@@ -6,13 +6,13 @@ from pathlib import Path
 
 
 def cache_dir() -> Path:
-    """Where data sets and compilations are kept: $PIT_JAX_CACHE, else the user's cache folder."""
+    """Returns the folder of data sets and compiled programs, by default in the user's cache."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pit_jax"
     return Path(os.environ.get("PIT_JAX_CACHE", default))
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Puts `content` at `path` in one step: a reader sees the old file or the whole new one."""
+    """Replaces a file atomically: a reader sees the old file or the whole new one."""
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         with open(partial, "xb") as file:

@@ -1,8 +1,8 @@
-"""The mesh that all devices form, and where arrays live on it.
+"""The device mesh, and how arrays are placed on it.
 
-One mesh ("data", "fsdp") over all devices of all processes. Batches are split over both axes;
-parameters are replicated, or, with fsdp > 1, their large axes are split over "fsdp". The compiler
-places the collectives (`jax.jit` with `NamedSharding` on an Auto mesh).
+One mesh ("data", "fsdp") spans all devices of all processes. Batches are split over both axes.
+Parameters are replicated; with fsdp > 1 their large axes are split over "fsdp". The compiler
+inserts the collectives (`jax.jit` with `NamedSharding` on an Auto mesh).
 """
 
 from collections.abc import Sequence
@@ -19,16 +19,16 @@ MIN_SHARDED_SIZE = 2**14
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh over all devices of all processes, `fsdp` of them to a parameter shard group.
+    """Makes the mesh over all devices of all processes.
 
     Args:
-      fsdp: devices of a shard group.
-      devices: the devices; None for those that are there.
+      fsdp: devices that share one copy of the parameters.
+      devices: the devices; None for all that JAX finds.
 
     Raises:
       ValueError: `fsdp` does not divide the number of devices.
     """
-    # In the order of processes: the rows that one feeds are contiguous in the global batch.
+    # Sorted by process, so that the rows one process feeds are contiguous in the global batch.
     # `jax.make_mesh` follows the wiring instead, and refuses several slices or GPU hosts.
     devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
     if len(devices) % fsdp:
@@ -44,26 +44,26 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
 
 
 def platform(mesh: Mesh) -> str:
-    """Of a mesh's devices: "cpu", "gpu", "tpu"."""
+    """Returns the platform of a mesh's devices: "cpu", "gpu", "tpu"."""
     return mesh.devices.flat[0].platform
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array."""
+    """Returns the sharding by which every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis is split over all devices."""
+    """Returns the sharding that splits the first axis over all devices."""
     return NamedSharding(mesh, PartitionSpec((DATA_AXIS, FSDP_AXIS)))
 
 
 def state_shardings(mesh: Mesh, tree: Any) -> Any:
-    """A sharding per array of a (possibly abstract) tree, by size alone.
+    """Returns a sharding per array of a (possibly abstract) tree, by size alone.
 
     Arrays of at least `MIN_SHARDED_SIZE` elements are split along their longest axis that "fsdp"
-    divides; all others are replicated. The optimizer's moments have their parameters' shapes, so
-    they follow the same rule.
+    divides; all others are replicated. The optimizer's moments have the shapes of their parameters
+    and so follow the same rule.
     """
     fsdp = mesh.shape[FSDP_AXIS]
 
@@ -78,17 +78,21 @@ def state_shardings(mesh: Mesh, tree: Any) -> Any:
 
 
 def shard(value: Any, sharding: jax.sharding.Sharding) -> jax.Array:
-    """A global array from a whole one that every process holds alike."""
+    """Makes a global array from a whole one that is the same on every process."""
     host = np.asarray(value)
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
 def check_batch_size(name: str, batch_size: int, devices: int | None = None) -> None:
-    """Refuses a global batch that the devices, so many or those that are there, cannot share
-    evenly.
+    """Refuses a global batch that the devices cannot share evenly.
+
+    Args:
+      name: of the option, for the message.
+      batch_size: images of the global batch.
+      devices: number of devices; None for those that JAX finds.
 
     Raises:
-      ValueError: naming the option and the nearest sizes that would do.
+      ValueError: the message names the option and the nearest sizes that are possible.
     """
     devices = devices or jax.device_count()
     if batch_size % devices:
@@ -101,6 +105,6 @@ def check_batch_size(name: str, batch_size: int, devices: int | None = None) -> 
 
 
 def to_global(mesh: Mesh, local: Any) -> Any:
-    """Global arrays, split over the batch, from the rows this process holds (a tree of NumPy)."""
+    """Makes global arrays, split over the batch, from this process's rows (a tree of NumPy)."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), local)

@@ -71,6 +71,12 @@ def timm() -> ModuleType:
 
 
 @pytest.fixture
+def workdir(tmp_path: Path) -> Path:
+    """A run directory that does not exist yet."""
+    return tmp_path / "run"
+
+
+@pytest.fixture
 def config() -> ConfigDict:
     """The smallest real experiment, `tiny.py`, to be changed."""
     return runpy.run_path(str(Path(__file__).with_name("tiny.py")))["get_config"]()

@@ -1,7 +1,7 @@
-"""One random key per image, from its place in the global batch.
+"""One random key per image, from its position in the global batch.
 
-What happens to an image then depends neither on how the batch is spread over devices and processes
-nor on the other images.
+The augmentation of an image then depends neither on how the batch is spread over devices and
+processes nor on the other images.
 """
 
 import jax
@@ -9,11 +9,12 @@ import jax.numpy as jnp
 
 
 def image_keys(key: jax.Array, count: int, first: int = 0) -> jax.Array:
-    """(count,) keys for the images at positions `first`, `first` + 1, ... of the global batch.
+    """Returns (count,) keys for the images at positions `first`, `first` + 1, ... of the batch.
 
     Args:
-      key: of the step; another step or another use needs another key.
-      first: position of the first image, where only a part of the batch is at hand.
+      key: of this step and this use; each step and each use needs its own.
+      count: number of images.
+      first: position of the first image in the global batch, if only a part of it is at hand.
     """
     positions = jnp.arange(first, first + count, dtype=jnp.uint32)
     return jax.vmap(lambda position: jax.random.fold_in(key, position))(positions)

@@ -1,4 +1,4 @@
-"""From pixels to what models expect."""
+"""Normalisation of pixels to the values that models expect."""
 
 from collections.abc import Sequence
 
@@ -13,10 +13,12 @@ def normalise(
     std: Sequence[float],
     dtype: DTypeLike = jnp.float32,
 ) -> jax.Array:
-    """Pixels (..., C) from 0 to 255 as (pixel / 255 - mean) / std, in float32, stored as `dtype`.
+    """Returns (pixel / 255 - mean) / std of pixels (..., C) from 0 to 255.
 
     Args:
-      mean, std: of each channel, on the scale from 0 to 1.
+      images: pixels of any dtype; the arithmetic is float32.
+      mean, std: one number per channel, on the scale from 0 to 1.
+      dtype: of the result.
     """
     channels = (1,) * (images.ndim - 1) + (len(mean),)
     centre = jnp.asarray(mean, jnp.float32).reshape(channels)

@@ -1,10 +1,10 @@
-"""RandAugment's policy: what a string such as "rand-m9-mstd0.5-inc1" means.
+"""RandAugment's policy: the meaning of a string such as "rand-m9-mstd0.5-inc1".
 
-Fifteen operations, or another set; an image passes through `layers` of them, each applied with
-`probability`. A magnitude on the scale 0 to 10 sets how strong it is. Shared by the operations on
-the host (pit_jax.data.randaugment) and on the device (pit_jax.augment.randaugment), which differ in
-nothing but where they run. The grammar and the constants are timm's, whose recipes the published
-accuracies come from.
+An image passes through `layers` operations out of fifteen, or out of another set, each applied with
+`probability`; a magnitude on the scale 0 to 10 sets its strength. The operations exist on the host
+(pit_jax.data.randaugment_host) and on the device (pit_jax.augment.randaugment_device), which differ
+only in where they run. Grammar and constants are timm's: the published accuracies come from its
+recipes.
 """
 
 import dataclasses
@@ -32,16 +32,16 @@ OPERATIONS = (
     "TranslateX",
     "TranslateY",
 )
-# Only in some of the sets that a policy names.
+# Operations that only some of the sets contain.
 SPECIAL = ("Desaturate", "GaussianBlur")
 KNOWN = OPERATIONS + SPECIAL
 GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 ENHANCING = ("Color", "Contrast", "Brightness", "Sharpness")
 
-# Where a geometric operation uncovers the outside of the image: ImageNet's mean colour.
+# ImageNet's mean colour, which fills what a geometric operation uncovers.
 FILL = (124, 116, 104)
 FULL_MAGNITUDE = 10.0
-# timm reads a larger standard deviation as "uniform between 0 and the magnitude".
+# timm takes a larger standard deviation for "uniform between 0 and the magnitude".
 LARGEST_STD = 100.0
 
 
@@ -51,16 +51,16 @@ class Policy:
 
     Attributes:
       magnitude: mean of an operation's magnitude; full strength is 10.
-      magnitude_std: its standard deviation, drawn per operation; infinity draws it uniformly
-        from 0 to `magnitude` instead.
+      magnitude_std: standard deviation of the magnitude, drawn per operation; infinity draws it
+        uniformly from 0 to `magnitude` instead.
       magnitude_max: drawn magnitudes are clipped to 0 and this.
-      increasing: let every operation grow stronger with the magnitude. Without, enhancement
-        factors run from 0.1 to 1.9 and Posterize and Solarize grow weaker.
+      increasing: every operation grows stronger with the magnitude. Otherwise enhancement factors
+        run from 0.1 to 1.9, and Posterize and Solarize grow weaker.
       layers: operations per image.
-      probability: of applying a chosen operation.
-      operations: the set they are chosen from, of `KNOWN`.
-      weights: how likely each is chosen, in any unit, and none twice for an image; None for all
-        alike, with replacement.
+      probability: chance that a chosen operation is applied.
+      operations: the operations to choose from, out of `KNOWN`.
+      weights: relative chance of each operation; none is then chosen twice for an image. None
+        chooses uniformly, with replacement.
     """
 
     magnitude: float = FULL_MAGNITUDE
@@ -73,7 +73,7 @@ class Policy:
     weights: tuple[float, ...] | None = None
 
 
-# Section -> (attribute of Policy, what its number may look like).
+# Section -> (attribute of Policy, pattern of its number).
 _SECTIONS = {
     "m": ("magnitude", r"\d+(\.\d+)?"),
     "mstd": ("magnitude_std", r"\d+(\.\d+)?|inf"),
@@ -83,8 +83,8 @@ _SECTIONS = {
     "p": ("probability", r"0(\.\d+)?|1(\.0*)?"),
 }
 
-# timm's sets: operations, or their weights. Of operations that come in two kinds they hold the one
-# that increases.
+# timm's sets: operations, or operations with their weights. Posterize, Solarize and the enhancing
+# operations are there in their increasing form.
 _SETS: dict[str, tuple[str, ...] | dict[str, float]] = {
     "weights": {
         "Rotate": 3,
@@ -109,7 +109,7 @@ _SETS: dict[str, tuple[str, ...] | dict[str, float]] = {
 
 
 def parse(text: str) -> Policy:
-    """The policy of a string "rand" followed by sections "-<name><number>" in any order.
+    """Reads a policy: "rand" followed by sections "-<name><number>" in any order.
 
     Sections: `m` magnitude (10), `mstd` its standard deviation (0; above 100 uniform), `mmax` the
     largest magnitude (10), `inc` 1 for increasing severity (0), `n` operations per image (2), `p`
@@ -118,8 +118,8 @@ def parse(text: str) -> Policy:
     GaussianBlur; `t3aw`, fourteen by weights, those three above all.
 
     Raises:
-      ValueError: another scheme than "rand", an unknown or repeated section, a number or a set
-        that there is not, or more operations than a set with weights has.
+      ValueError: another scheme than "rand", an unknown or repeated section, a malformed number,
+        an unknown set, or more operations per image than a set with weights has.
     """
     scheme, *sections = text.split("-")
     if scheme != "rand":
@@ -161,7 +161,7 @@ def parse(text: str) -> Policy:
 
 
 def _operations(name: str, text: str) -> dict[str, Any]:
-    """The attributes of a policy that a set decides."""
+    """Returns the attributes of a policy that its set of operations decides."""
     if name not in _SETS:
         raise ValueError(
             f"unknown set {name!r} of operations in the RandAugment policy {text!r}"
@@ -183,12 +183,15 @@ def _value(attribute: str, number: float) -> float | int | bool:
 
 
 def argument(name: str, magnitude: Any, sign: Any, *, increasing: bool, numpy: Any) -> Any:
-    """What an operation's function is called with.
+    """Returns the argument of an operation's function.
 
     Args:
-      magnitude: 0 to 10, or above where the policy allows it; a float or an array.
+      name: of the operation.
+      magnitude: 0 to 10, or above if the policy allows it; a float or an array.
       sign: -1 or 1, of the same shape; ignored by operations without a direction.
+      increasing: as in `Policy`.
       numpy: the array module of both, numpy or jax.numpy.
+
 
     Returns:
       Rotate: degrees counter-clockwise. ShearX, ShearY: slope. TranslateX, TranslateY: part of

@@ -1,9 +1,9 @@
 """PIL's antialiased bicubic resize on the device, as two small matrix products per image.
 
 The other half of pit_jax.data.jpeg: crops of any extent lie in the upper left corners of canvases
-of one size, and all become images of one size. Within one grey level of PIL, and all but always
-equal: the weights are PIL's fixed-point numbers, and like PIL it rounds to whole levels between its
-two passes, and takes them in the order PIL would.
+of one size, and all become images of one size. Pixels are within one grey level of PIL's and almost
+always equal: the weights are PIL's fixed-point numbers, levels are rounded between the two passes,
+and the passes run in PIL's order.
 """
 
 import functools
@@ -20,10 +20,10 @@ WEIGHT_BITS = 22
 def resize(
     canvases: jax.Array, extents: jax.Array, rows_first: jax.Array, size: tuple[int, int]
 ) -> jax.Array:
-    """The crops, resized: uint8 (B, *size, 3).
+    """Resizes crops: uint8 (B, *size, 3).
 
     Args:
-      canvases: uint8 (B, H, W, 3), each with a crop in its upper left corner, and anything around.
+      canvases: uint8 (B, H, W, 3), each with a crop in its upper left corner; the rest is ignored.
       extents: int32 (B, 2), height and width of each crop, at least 1.
       rows_first: bool (B,), whether PIL would resize the height before the width.
       size: height and width of the result.
@@ -31,7 +31,7 @@ def resize(
     _, height, width, _ = canvases.shape
     side = max(height, width)
     square = jnp.pad(canvases, ((0, 0), (0, side - height), (0, side - width), (0, 0)))
-    # What PIL resizes rows first lies on its side here, so that all go columns first.
+    # Crops that PIL resizes rows first are transposed, so that here all go columns first.
     square = _transposed_where(rows_first, square)
     extents = jnp.where(rows_first[:, None], extents[:, ::-1], extents)
 
@@ -43,10 +43,12 @@ def resize(
 
 
 def bicubic_weights(lengths: jax.Array, available: int, wanted: int) -> jax.Array:
-    """How much each pixel of a line adds to each of the `wanted` pixels of the resized line.
+    """Returns the weight of each pixel of a line in each pixel of the resized line.
 
     Args:
-      lengths: int32 (B,), pixels of the line, from 1 to `available`.
+      lengths: int32 (B,), pixels of the lines, from 1 to `available`.
+      available: length of the canvas.
+      wanted: pixels of the resized line.
 
     Returns:
       (B, wanted, available), float32, multiples of 2 ** -22; zero beyond the length.
@@ -62,7 +64,9 @@ def bicubic_weights(lengths: jax.Array, available: int, wanted: int) -> jax.Arra
 
 @functools.cache
 def _tables(available: int, wanted: int) -> tuple[np.ndarray, np.ndarray]:
-    """`pillow_weights` of every length: int32 (available + 1, wanted), float32 (..., taps)."""
+    """Tabulates `pillow_weights` for every length: first pixels, int32 (available + 1, wanted), and
+    weights, float32 (available + 1, wanted, taps).
+    """
     first = np.zeros((available + 1, wanted), np.int32)
     taps = np.zeros((available + 1, wanted, pillow_weights(available, wanted)[1].shape[1]))
     for length in range(1, available + 1):
@@ -72,11 +76,11 @@ def _tables(available: int, wanted: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pillow_weights(length: int, wanted: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first pixel that adds to each resized pixel, int (wanted,), and the weights of it and
-    its successors, float (wanted, taps).
+    """Returns, for each resized pixel, the first pixel that contributes, int (wanted,), and the
+    weights of this and the following ones, float (wanted, taps).
 
-    The kernel is the cubic with a = -0.5, widened by the scale where the line shrinks, cut off at
-    the line's ends, normalised to 1, then rounded to fixed point.
+    The kernel is the cubic with a = -0.5, widened by the scale if the line shrinks, cut off at the
+    ends of the line, normalised to 1, then rounded to fixed point.
     """
     scale = length / wanted
     support = 2 * max(scale, 1.0)
@@ -94,8 +98,8 @@ def pillow_weights(length: int, wanted: int) -> tuple[np.ndarray, np.ndarray]:
 def _weights_where(
     turned: jax.Array, lengths: jax.Array, side: int, size: tuple[int, int]
 ) -> jax.Array:
-    """Weights to size[1] pixels, or to size[0] for images that are `turned`; as many places for
-    both.
+    """Returns weights to size[1] pixels, or to size[0] for images that are `turned`, padded to the
+    same number of pixels: (B, max(size), side).
     """
     straight = bicubic_weights(lengths, side, size[1])
     if size[0] == size[1]:
@@ -123,14 +127,14 @@ def _product(equation: str, weights: jax.Array, levels: jax.Array) -> jax.Array:
 
 
 def float32_product(equation: str, weights: jax.Array, levels: jax.Array) -> jax.Array:
-    """Float32 weights times whole levels from 0 to 255, in float32."""
+    """Multiplies float32 weights with whole levels from 0 to 255, in float32."""
     pixels = levels.astype(jnp.float32)
     return jnp.einsum(equation, weights, pixels, precision=jax.lax.Precision.HIGHEST)
 
 
 def split_product(equation: str, weights: jax.Array, levels: jax.Array) -> jax.Array:
-    """The same on matrix units: a weight is the sum of three bfloat16 numbers, a level up to 256
-    is one, so every product is exact; they add up in float32.
+    """Computes `float32_product` on matrix units: a weight is the sum of three bfloat16 numbers and
+    a level up to 256 is one, so that every product is exact; sums are float32.
     """
     pixels = levels.astype(jnp.bfloat16)
     total = jnp.zeros((), jnp.float32)
@@ -142,5 +146,5 @@ def split_product(equation: str, weights: jax.Array, levels: jax.Array) -> jax.A
 
 
 def _levels(values: jax.Array) -> jax.Array:
-    """Rounded and clipped to uint8, halves upwards, and what float32 may have left below a half."""
+    """Rounds to uint8, halves upwards; also halves that float32 arithmetic has left just below."""
     return jnp.clip(jnp.floor(values + (0.5 + 2**-16)), 0, 255).astype(jnp.uint8)

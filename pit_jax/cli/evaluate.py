@@ -36,9 +36,9 @@ def run(arguments: Sequence[str] | None = None) -> None:
 def _open(options: argparse.Namespace) -> tuple[Any, Any]:
     """The task that the weights were trained for, and the content of their file."""
     from pit_jax.tasks import registry
-    from pit_jax.weights import files
+    from pit_jax.weights.read import read
 
-    file = files.read(options.weights)
+    file = read(options.weights)
     return registry.find((file.card or {}).get("task", "classification")), file
 
 

@@ -1,4 +1,4 @@
-"""Reports what a training or inference step costs on TPUs, by compiling it without any.
+"""Estimates the cost of a training or inference step on TPUs, by compiling it without one.
 
     python -m pit_jax.compile_report --config=deit:pit_s --topology=v5e:16x16
 
@@ -21,15 +21,15 @@ from pit_jax.compile_report.report import Report
 
 def run() -> None:
     """Entry point: parses the command line, compiles, prints and saves the report."""
-    flags.DEFINE_string("topology", "local", "v5e:16x16 and the like, or local.")
-    flags.DEFINE_enum("program", "train", ["train", "inference"], "Which step.")
-    flags.DEFINE_integer("batch_size", None, "Images of all devices; default: the config's.")
+    flags.DEFINE_string("topology", "local", "A slice such as v5e:16x16, or local.")
+    flags.DEFINE_enum("program", "train", ["train", "inference"], "The step to compile.")
+    flags.DEFINE_integer("batch_size", None, "Images over all devices; default: the config's.")
     flags.DEFINE_bool(
         "schedules",
         True,
-        "Read the schedules of kernels; without, it compiles several times as fast.",
+        "Read the schedules of kernels; compiling without them is several times as fast.",
     )
-    flags.DEFINE_string("output", None, "Where to save the report as JSON.")
+    flags.DEFINE_string("output", None, "File to save the report in, as JSON.")
     flags.DEFINE_string("compare", None, "A saved report to print beside this one.")
     experiment.run(_main, "python -m pit_jax.compile_report", __doc__)
 
@@ -57,7 +57,7 @@ def _report(options: Any) -> dict[str, Any]:
     if options.topology == "local":
         import jax
 
-        # What comes from the cache says nothing about compiling.
+        # A program from the cache says nothing about compiling.
         jax.config.update("jax_enable_compilation_cache", False)
         on, devices = None, jax.devices()
     else:

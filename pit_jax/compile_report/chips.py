@@ -1,4 +1,4 @@
-"""What the estimates take from data sheets, chip by chip."""
+"""Figures of TPU chips that the estimates take from data sheets."""
 
 import dataclasses
 import re
@@ -13,12 +13,12 @@ class Chip:
     """One kind of TPU.
 
     Attributes:
-      dimensions: of its slices' torus.
-      clock: of a core, Hz: what turns the compiler's cycles into seconds.
-      memory: HBM that the compiler leaves a program, bytes.
+      dimensions: number of axes of a slice's torus.
+      clock: of a core, in Hz; converts the compiler's cycles to seconds.
+      memory: HBM that the compiler leaves to a program, in bytes.
       link: bytes per second along one axis of the torus, both directions together.
-      wraps: an axis is a ring where its length is a multiple of this, else a line.
-      config: libtpu's name of the way in which JAX drives it; None for its default.
+      wraps: an axis is a ring if its length is a multiple of this, else a line.
+      config: libtpu's name of the mode in which JAX drives the chip; None for libtpu's default.
     """
 
     dimensions: int
@@ -30,7 +30,8 @@ class Chip:
 
 
 # Links and clocks: Google's pages of system architecture, and "How to Scale Your Model". Memory:
-# what libtpu says it has where a program is too large. JAX drives both cores of a v4 or v5p as one.
+# the figure that libtpu reports for a program that is too large. JAX drives the two cores of a v4
+# or v5p as one.
 CHIPS = {
     "v4": Chip(
         dimensions=3, clock=1.05e9, memory=30.75 * GIB, link=90e9, wraps=4, config="megacore"
@@ -51,16 +52,17 @@ class Slice:
 
     @property
     def full_name(self) -> str:
-        """As libtpu spells it: "v4:2x2x1" for "v4:2x2"."""
+        """The name as libtpu spells it: "v4:2x2x1" for "v4:2x2"."""
         return f"{self.name.partition(':')[0]}:{'x'.join(map(str, self.shape))}"
 
 
 def parse_slice(name: str) -> Slice:
-    """The slice of a name like "v5e:16x16" or "v4:4x4x8".
+    """Reads the name of a slice such as "v5e:16x16" or "v4:4x4x8".
 
     Raises:
-      ValueError: not such a name, or a chip that is not in the table.
+      ValueError: a malformed name, or a chip that is not in the table.
     """
+
     found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
     if not found:
         raise ValueError(

@@ -1,7 +1,7 @@
-"""What a program sends between devices, and about how long that takes.
+"""The exchanges between devices of a program, and an estimate of their time.
 
-No measurement and no simulation: the bandwidth of the links a ring uses, without latency, and as if
-nothing else ran meanwhile.
+The estimate is neither a measurement nor a simulation: it uses the bandwidth of the links of a
+ring, without latency, and as if nothing else ran at the same time.
 """
 
 import dataclasses
@@ -33,11 +33,12 @@ class Collective:
     """Exchanges of one kind among groups of one size.
 
     Attributes:
-      kind: of `KINDS`.
-      devices: of a group.
-      calls: in a step, of which so many are `asynchronous`: begun, and waited for later.
-      bytes: in a step, of the whole array that a group shares: what is reduced, or gathered.
-      seconds: in a step; None off TPUs.
+      kind: one of `KINDS`.
+      devices: number of devices of a group.
+      calls: exchanges of a step.
+      asynchronous: number of these that are started first and awaited later.
+      bytes: size per step of the whole array that a group reduces or gathers.
+      seconds: time per step; None off TPUs.
     """
 
     kind: str
@@ -51,12 +52,12 @@ class Collective:
 def collectives(
     module: Module, num_devices: int, coordinates: Sequence[Sequence[int]] | None, on: Slice | None
 ) -> list[Collective]:
-    """All exchanges of a step, the largest first.
+    """Lists all exchanges of a step, the largest first.
 
     Args:
       module: the program.
-      num_devices: it runs on.
-      coordinates: of these devices in the torus, in the program's order; None off TPUs.
+      num_devices: number of devices that it runs on.
+      coordinates: places of these devices in the torus, in the program's order; None off TPUs.
       on: the slice; None off TPUs.
     """
     found: dict[tuple[str, int], list[Collective]] = {}
@@ -86,7 +87,7 @@ def collectives(
 
 
 class _Exchange(NamedTuple):
-    """An instruction that exchanges `bytes` of each device, so many times a step."""
+    """An instruction that exchanges `bytes` of each device, `times` times per step."""
 
     kind: str
     instruction: Instruction
@@ -98,14 +99,14 @@ class _Exchange(NamedTuple):
 def _exchanges(module: Module) -> Iterator[_Exchange]:
     seen = set()
     for step in module.steps:
-        # On TPUs a reduce-scatter is an all-reduce in a fusion of this name.
+        # On TPUs a reduce-scatter is an all-reduce inside a fusion of this name.
         scatters = any("all-reduce-scatter" in name for name in step.instruction.called("calls"))
         for instruction, beside in module.inside(step):
             kind = instruction.opcode.removesuffix("-start")
             if kind not in KINDS:
                 continue
-            # One that runs beside others shows in the fusion that begins it and in all until the
-            # one that waits for it, under the same channel. Others may share a channel as well.
+            # An asynchronous exchange appears in the fusion that starts it and in all fusions up to
+            # the one that waits for it, under one channel. Others may share a channel as well.
             channel = re.search(r"channel_id=(\d+)", instruction.attributes)
             key: tuple[Any, ...] = (kind, instruction.name)
             if channel and not scatters and instruction is not step.instruction:
@@ -133,11 +134,11 @@ def _sum(same: list[Collective]) -> Collective:
 
 
 def first_group(attributes: str, num_devices: int) -> list[int]:
-    """Numbers of the devices of the first group that exchanges among itself.
+    """Returns the numbers of the devices of the first group.
 
-    HLO writes groups as lists, {{0,1},{2,3}}; as an array of all devices, [2,2]<=[4] or transposed
-    [2,2]<=[2,2]T(1,0); or as axes of a mesh of devices in their order or in another,
-    mesh['x'=2,'y'=2] {'y'} or mesh['x'=2,'y'=2], device_ids=([2,2]T(1,0)) {'y'}.
+    HLO writes groups in three ways: as lists, {{0,1},{2,3}}; as an array of all devices,
+    [2,2]<=[4], or transposed, [2,2]<=[2,2]T(1,0); or as axes of a mesh of devices, in their order
+    or another, mesh['x'=2,'y'=2] {'y'} or mesh['x'=2,'y'=2], device_ids=([2,2]T(1,0)) {'y'}.
     """
     listed = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
     if listed:
@@ -158,7 +159,7 @@ def first_group(attributes: str, num_devices: int) -> list[int]:
 
 
 def _ordered(shape: str, transposed: str | None) -> np.ndarray:
-    """All devices as an array of a shape, its axes in another order where one is given."""
+    """Numbers all devices as an array of a shape, its axes transposed if an order is given."""
     devices = np.arange(math.prod(_numbers(shape))).reshape(_numbers(shape))
     return devices.transpose(_numbers(transposed)) if transposed else devices
 
@@ -168,13 +169,13 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def exchange_seconds(kind: str, size: int, places: Sequence[Sequence[int]], on: Slice) -> float:
-    """Seconds of one exchange, by the bandwidth of the links.
+    """Estimates the seconds of one exchange from the bandwidth of the links.
 
     Args:
-      kind: of `KINDS`.
+      kind: one of `KINDS`.
       size: bytes of the whole array, as in `Collective.bytes`.
       places: coordinates of the devices of one group.
-      on: the slice they are of.
+      on: the slice of these devices.
     """
     number, link = len(places), on.chip.link
     if kind == "collective-permute":
@@ -186,7 +187,7 @@ def exchange_seconds(kind: str, size: int, places: Sequence[Sequence[int]], on: 
         if length > 1
     ]
     if kind in ("all-to-all", "ragged-all-to-all"):
-        # On a ring an array travels a quarter of its length, on average and in each direction.
+        # On a ring, data travels a quarter of its length on average, in each direction.
         spread = [length for length in lengths if length > 1]
         crossed = [size * length / 4 / speed for length, speed in zip(spread, speeds, strict=True)]
         return sum(crossed) / max(len(crossed), 1)

@@ -1,7 +1,7 @@
-"""Reads a compiled program: the text of its optimised HLO.
+"""Reads compiled programs: the text of their optimised HLO.
 
-Only what runs one after the other counts: the entry computation, the bodies of its loops as often
-as they run, and the longest branch of a condition. What is inside a fusion is not materialised.
+Instructions count in the order in which they run: the entry computation, the bodies of its loops
+as often as they run, and the longest branch of a condition. Arrays inside a fusion are not stored.
 """
 
 import dataclasses
@@ -24,11 +24,12 @@ _VMEM = "S(1)"
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """An array that an instruction gives.
+    """An array that an instruction returns.
 
     Attributes:
-      dtype: such as "bf16"; `shape` as the program sees it.
-      in_memory: whether it is in the device's main memory, not in the memory of a core.
+      dtype: HLO's name of the type, such as "bf16".
+      shape: as in the program, without padding.
+      in_memory: whether it is in the device's main memory; otherwise in the memory of a core.
     """
 
     dtype: str
@@ -47,8 +48,8 @@ class Instruction:
 
     Attributes:
       name, opcode: of the instruction.
-      arrays: what it gives.
-      operands: names of the instructions it reads.
+      arrays: its results.
+      operands: names of the instructions that it reads.
       attributes: the rest of the line.
     """
 
@@ -60,13 +61,13 @@ class Instruction:
 
     @property
     def cycles(self) -> int | None:
-        """The TPU compiler's estimate; None where it made none."""
+        """The TPU compiler's estimate; None if it made none."""
         found = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
         return int(found[1]) if found else None
 
     @property
     def op_name(self) -> str:
-        """JAX's name, such as "jit(train_step)/transpose(jvp())/dot_general"."""
+        """JAX's name of it, such as "jit(train_step)/transpose(jvp())/dot_general"."""
         found = re.search(r'op_name="([^"]*)"', self.attributes)
         return found[1] if found else ""
 
@@ -81,25 +82,25 @@ class Instruction:
 
     @property
     def is_wait(self) -> bool:
-        """Whether it begins or awaits what runs beside other instructions."""
+        """Whether it starts or awaits an asynchronous instruction."""
         waits = self.opcode.endswith(("-start", "-update", "-done"))
         return waits or self.name.startswith("async-collective-")
 
     @property
     def kernel_body(self) -> str:
-        """What tells one kernel from another: its serialised code."""
+        """Serialised code of the kernel, which identifies it."""
         found = re.search(r'"body":"([^"]*)"', self.attributes)
         return found[1] if found else ""
 
     def called(self, attribute: str) -> list[str]:
-        """Computations named by an attribute, such as "body" or "branch_computations"."""
+        """Lists the computations that an attribute names, such as "body"."""
         found = re.search(rf"\b{attribute}=(\{{[^}}]*\}}|%?[\w.\-]+)", self.attributes)
         return re.findall(r"[\w.\-]+", found[1]) if found else []
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """An instruction that runs, how often, and beside which others."""
+    """An instruction that runs, how often, and the computation that it belongs to."""
 
     instruction: Instruction
     times: int
@@ -110,14 +111,14 @@ class Module:
     """A compiled program.
 
     Args:
-      text: of `jax.stages.Compiled.as_text()`.
+      text: result of `jax.stages.Compiled.as_text()`.
     """
 
     def __init__(self, text: str):
         self.text = text
         self.computations: dict[str, dict[str, Instruction]] = {}
         self.entry = ""
-        # Names of loops whose length the text does not tell: they count as one round.
+        # Names of loops of unknown length, which count as one round.
         self.unknown_loops: list[str] = []
         current: dict[str, Instruction] | None = None
         for line in text.splitlines():
@@ -132,7 +133,7 @@ class Module:
 
     @functools.cached_property
     def steps(self) -> list[Step]:
-        """What runs, in order."""
+        """The instructions that run, in order."""
         return list(self._walk(self.entry, 1))
 
     def _walk(self, name: str, times: int) -> Iterator[Step]:
@@ -157,7 +158,7 @@ class Module:
         return max(branches, key=_cycles, default=[])
 
     def _rounds(self, loop: Instruction) -> int:
-        """How often a loop's body runs: JAX's count up from zero by one to a constant."""
+        """Returns how often a loop's body runs: loops of JAX count from zero to a constant."""
         known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes)
         if known:
             return int(known[1])
@@ -174,7 +175,7 @@ class Module:
 
     @property
     def grouped_convolutions(self) -> list[str]:
-        """Names of convolutions that work through groups of channels, or of images, one by one."""
+        """Names of convolutions that process groups of channels, or of images, one by one."""
         counts = re.compile(r"\b(?:feature|batch)_group_count=(\d+)")
         return [
             instruction.name
@@ -185,12 +186,14 @@ class Module:
 
     @property
     def stored(self) -> set[Array]:
-        """The arrays that are written to main memory on the way."""
+        """The arrays that are written to main memory."""
         arrays = (array for step in self.steps for array in step.instruction.arrays)
         return {array for array in arrays if array.in_memory}
 
     def inside(self, step: Step) -> Iterator[tuple[Instruction, dict[str, Instruction]]]:
-        """A step and what is fused into it, each with the computation its operands are in."""
+        """Yields a step and the instructions fused into it, each with the computation that holds
+        its operands.
+        """
         yield step.instruction, self.computations[step.computation]
         if step.instruction.opcode == "fusion":
             for name in step.instruction.called("calls"):
@@ -199,17 +202,17 @@ class Module:
 
     @functools.cached_property
     def _frames(self) -> dict[int, tuple[int, int]]:
-        """Of each stack frame the number of its location and of the frame that called it."""
+        """Numbers of the location and of the calling frame, by stack frame."""
         rows = re.findall(
             r"^(\d+) \{file_location_id=(\d+)(?: parent_frame_id=(\d+))?\}", self.text, re.M
         )
-        # The first frame has no caller. Where it names itself, all numbers are one too high.
+        # The first frame has no caller. If it names itself, all numbers are one too high.
         shift = int(bool(rows) and rows[0][2] == rows[0][0])
         return {int(row[0]): (int(row[1]), int(row[2] or 0) - shift) for row in rows}
 
     @functools.cached_property
     def _locations(self) -> dict[int, tuple[str, str, int]]:
-        """Of each location its file, function and line."""
+        """File, function and line, by location."""
         files, functions = self._table("FileNames"), self._table("FunctionNames")
         rows = re.findall(
             r"^(\d+) \{file_name_id=(\d+) function_name_id=(\d+) line=(\d+)", self.text, re.M
@@ -224,8 +227,8 @@ class Module:
         return dict(re.findall(r'(\d+) "(.*)"\n', found[1])) if found else {}
 
     def location(self, instruction: Instruction, package: str = "pit_jax") -> str:
-        """Where an instruction comes from: the innermost line of the package, such as
-        "pit_jax/models/layers.py:201 MLP.__call__"; "" where there is none.
+        """Returns the innermost line of the package that an instruction comes from, such as
+        "pit_jax/models/layers.py:201 MLP.__call__"; "" if there is none.
         """
         found = re.search(r"stack_frame_id=(\d+)", instruction.attributes)
         frame = int(found[1]) if found else 0
@@ -243,7 +246,7 @@ def _cycles(steps: list[Step]) -> int:
 
 
 def parse_instruction(line: str) -> Instruction | None:
-    """An instruction of a line of HLO, None where it is none."""
+    """Reads the instruction of a line of HLO; None if the line has none."""
     found = _INSTRUCTION.match(line)
     if not found:
         return None
@@ -260,7 +263,7 @@ def parse_instruction(line: str) -> Instruction | None:
 
 
 def parse_arrays(shape: str) -> tuple[Array, ...]:
-    """The arrays of a shape, "(bf16[8,4]{1,0:T(8,128)}, f32[])" for instance."""
+    """Reads the arrays of a shape such as "(bf16[8,4]{1,0:T(8,128)}, f32[])"."""
     return tuple(
         Array(
             dtype,
@@ -272,7 +275,7 @@ def parse_arrays(shape: str) -> tuple[Array, ...]:
 
 
 def _closing(text: str) -> int:
-    """Index of the bracket that closes the first one."""
+    """Returns the index of the bracket that closes the first one."""
     depth = 0
     for index, character in enumerate(text):
         depth += (character == "(") - (character == ")")

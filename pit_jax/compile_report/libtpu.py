@@ -1,6 +1,6 @@
-"""TPUs that are not there: slices of any size from the compiler in libtpu, and what it writes down.
+"""Slices of absent TPUs, of any size, from the compiler in libtpu; the schedules that it writes.
 
-libtpu reads its settings when it is loaded, so that a process has one set of them: `load` first.
+libtpu reads its settings when it is loaded: a process has one set of them. Call `load` first.
 """
 
 import atexit
@@ -16,14 +16,14 @@ import jax
 
 from pit_jax.compile_report.chips import Slice
 
-# The final schedule of everything it compiles: other stages fill the disk.
+# Write the final schedule of every program; the other stages would fill the disk.
 _SETTINGS = (
     "--xla_jf_dump_to={dump}",
     "--xla_jf_dump_llo_text=true",
     "--xla_jf_emit_annotations=true",
     "--xla_jf_dump_llo_pass_label_regex=final_bundles",
 )
-# The compiler needs neither a TPU's metadata server nor its lock, and is to be silent.
+# The compiler needs neither a TPU's metadata server nor its lock. The last three silence it.
 _ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -34,12 +34,12 @@ _ENVIRONMENT = {
     "TPU_STDERR_LOG_LEVEL": "3",
 }
 
-# The folder of schedules, once libtpu's settings are made.
+# The folder of schedules, once libtpu is loaded.
 _LOADED: list[Path] = []
 
 
 def check_installed() -> None:
-    """Refuses to go on without libtpu.
+    """Checks that libtpu is installed.
 
     Raises:
       ValueError: it is not installed.
@@ -52,16 +52,16 @@ def check_installed() -> None:
 
 
 def version() -> str:
-    """Of the installed libtpu."""
+    """Returns the version of the installed libtpu."""
     return importlib.metadata.version("libtpu")
 
 
 def load(*, schedules: bool = True) -> Path:
-    """Makes this process one that compiles for TPUs and has a CPU alone; the folder of schedules.
-    The first call decides.
+    """Sets this process up to compile for TPUs, with a CPU as its only device; returns the folder
+    of schedules. Later calls change nothing.
 
     Args:
-      schedules: has the compiler write them down, which takes it several times as long.
+      schedules: whether the compiler writes schedules, which takes several times as long.
 
     Raises:
       ValueError: libtpu is not installed.
@@ -76,21 +76,22 @@ def load(*, schedules: bool = True) -> Path:
     settings = " ".join(_SETTINGS).format(dump=dump) if schedules else ""
     os.environ["LIBTPU_INIT_ARGS"] = f"{given} {settings}".strip()
     jax.config.update("jax_platforms", "cpu")
-    # What comes from the cache has not been compiled and leaves no schedules.
+    # A program from the cache is not compiled and so leaves no schedules.
     jax.config.update("jax_enable_compilation_cache", False)
     _LOADED.append(dump)
     return dump
 
 
 def forget() -> None:
-    """Removes the schedules of what was compiled so far."""
+    """Removes the schedules of everything compiled so far."""
     for folder in _LOADED:
         for path in folder.iterdir():
             path.unlink()
 
 
 def devices(slice_: Slice) -> Sequence[jax.Device]:
-    """The devices of a slice.
+    """Returns the devices of a slice.
+
 
     Raises:
       ValueError: no such slice.

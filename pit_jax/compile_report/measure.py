@@ -1,4 +1,4 @@
-"""From a compiled step to its report."""
+"""The report of a compiled step."""
 
 import collections
 import dataclasses
@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pit_jax.compile_report import libtpu, schedules
+from pit_jax.compile_report import kernel_schedules, libtpu
 from pit_jax.compile_report.chips import Chip, Slice
 from pit_jax.compile_report.collectives import Collective, collectives
 from pit_jax.compile_report.hlo import Instruction, Module
@@ -17,30 +17,30 @@ from pit_jax.training.utilisation import peak_flops
 from pit_jax.version import __version__
 
 MOST_EXPENSIVE = 10
-# What moves or names values, or waits for what was started earlier.
+# Opcodes that move or name values, or wait for an earlier instruction.
 _FREE = {
     "after-all", "bitcast", "constant", "get-tuple-element", "opt-barrier", "parameter",
     "partition-id", "replica-id", "tuple",
 }  # fmt: skip
-# Calls that name memory: slices fetched one by one are one array.
+# Calls that only name memory: slices fetched one by one form one array.
 _FREE_CALLS = ("AllocateBuffer", "ConcatBitcast")
 
 
 def read_program(compiled: Compiled) -> Module:
-    """The program's text; empty for one that does not fit."""
+    """Reads the program's text; it is empty if the program does not fit."""
     return Module(compiled.executable.as_text() if compiled.executable is not None else "")
 
 
 def make_report(
     compiled: Compiled, module: Module, topology: str, on: Slice | None = None
 ) -> Report:
-    """The report of a program.
+    """Makes the report of a program.
 
     Args:
-      compiled: the program, of this process's last compilation.
-      module: its text, of `read_program`.
-      topology: its name.
-      on: the TPU slice it is compiled for; None for the devices that are here.
+      compiled: the program; it must be this process's last compilation.
+      module: its text, from `read_program`.
+      topology: name of the devices.
+      on: the TPU slice that it is compiled for; None for the devices of this machine.
     """
     experiment, executable = compiled.experiment, compiled.executable
     devices = list(experiment.mesh.devices.flat)
@@ -86,7 +86,7 @@ def make_report(
 
 
 def versions(tpu: bool) -> dict[str, str]:
-    """Of what decides the figures of a report."""
+    """Returns the versions of the packages that decide the figures of a report."""
     names = ("jax", "jaxlib", "flax", "optax")
     installed = {name: importlib.metadata.version(name) for name in names}
     return {"pit_jax": __version__, **installed, **({"libtpu": libtpu.version()} if tpu else {})}
@@ -115,22 +115,22 @@ def _memory(compiled: Compiled, on: Slice | None) -> Memory:
         "temporaries": found.temp_size_in_bytes,
         "code": found.generated_code_size_in_bytes,
     }
-    # Only the TPU's compiler counts temporaries in its peak; elsewhere they are one allocation.
+    # Only the TPU compiler includes temporaries in its peak; elsewhere they are one allocation.
     everything = sum(sizes.values()) - 2 * sizes["aliased"]
     peak = found.peak_memory_in_bytes if on else everything
     return Memory(available=available, peak=peak, **sizes)
 
 
 def _local_memory(compiled: Compiled) -> int | None:
-    """What this process may use of a device that is here; a CPU does not tell."""
+    """Returns the memory that this process may use of a local device; None for a CPU."""
     statistics = compiled.experiment.mesh.devices.flat[0].memory_stats()
     return statistics.get("bytes_limit") if statistics else None
 
 
-def read_schedules(module: Module) -> dict[str, schedules.Schedule]:
-    """Schedules by instruction. Of equal kernels the compiler schedules one."""
+def read_schedules(module: Module) -> dict[str, kernel_schedules.Schedule]:
+    """Reads schedules by instruction. The compiler schedules only one of several equal kernels."""
     calls = [step.instruction for step in module.steps if step.instruction.is_kernel]
-    found = schedules.read_folder(libtpu.load(), [call.name for call in calls])
+    found = kernel_schedules.read_folder(libtpu.load(), [call.name for call in calls])
     bodies = {call.kernel_body: found[call.name] for call in calls if call.name in found}
     equal = {call.name: bodies[call.kernel_body] for call in calls if call.kernel_body in bodies}
     return equal | found
@@ -141,8 +141,13 @@ def _kernel_name(instruction: Instruction) -> str:
     return name if number.isdigit() else instruction.name
 
 
-def read_kernels(module: Module, found: Mapping[str, schedules.Schedule]) -> list[Kernel]:
-    """The kernels of a program, by the schedules of the instructions that call them."""
+def read_kernels(module: Module, found: Mapping[str, kernel_schedules.Schedule]) -> list[Kernel]:
+    """Lists the kernels of a program.
+
+    Args:
+      module: the program.
+      found: schedules by the names of the instructions that call kernels.
+    """
     grouped: dict[tuple[str, int | None, int | None], list[Any]] = collections.defaultdict(list)
     for step in module.steps:
         if step.instruction.is_kernel:
@@ -167,7 +172,7 @@ def read_kernels(module: Module, found: Mapping[str, schedules.Schedule]) -> lis
 
 
 def read_operations(module: Module, kernels: list[Kernel]) -> list[Operation]:
-    """The lines of source that cost most."""
+    """Lists the source lines that cost most."""
     cycles: collections.Counter[tuple[str, bool]] = collections.Counter()
     calls: collections.Counter[tuple[str, bool]] = collections.Counter()
     for step in module.steps:
@@ -211,16 +216,16 @@ def estimate(
     model_flops: int,
     peak: float | None,
 ) -> Estimate:
-    """About how long a step takes.
+    """Estimates the time of a step.
 
     Args:
       module: the program.
-      kernels: of it.
-      exchanges: of it.
-      chip: what it is compiled for.
-      images: of a chip.
-      model_flops: of an image.
-      peak: FLOPs per second of a chip, None where unknown.
+      kernels: its kernels.
+      exchanges: its exchanges.
+      chip: the kind of chip that it is compiled for.
+      images: images per chip.
+      model_flops: model FLOPs of an image.
+      peak: FLOPs per second of a chip; None if unknown.
     """
     cycles = attention = 0
     unestimated: collections.Counter[str] = collections.Counter()
@@ -256,7 +261,7 @@ def estimate(
 
 
 def _counts(instruction: Instruction) -> bool:
-    """Whether an instruction without an estimate is more than bookkeeping or a few scalars."""
+    """Returns whether an instruction without an estimate is more than bookkeeping or scalars."""
     if instruction.opcode in _FREE or instruction.is_wait:
         return False
     if instruction.is_kernel or instruction.opcode.startswith(("all-", "collective-", "reduce-sc")):

@@ -1,4 +1,4 @@
-"""What a compiled step tells: sizes, counts, and where a TPU's compiler estimates them, times."""
+"""The figures of a compiled step: sizes, counts, and times if a TPU compiler estimates them."""
 
 import dataclasses
 from typing import Any
@@ -8,14 +8,15 @@ from pit_jax.compile_report.collectives import Collective
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Of one device, bytes.
+    """Memory of one device, in bytes.
 
     Attributes:
-      available: for a program; None where that is not known.
-      arguments, outputs, aliased: what goes in, what comes out, and what of that takes the place of
-        arguments.
-      temporaries, code: the rest.
-      peak: the most at any time; of a program that does not fit, the compiler's figure.
+      available: memory for a program; None if unknown.
+      arguments: size of the program's inputs.
+      outputs: size of its results.
+      aliased: size of the results that reuse the memory of inputs.
+      temporaries, code: size of the rest.
+      peak: largest use at any time; for a program that does not fit, the compiler's figure.
     """
 
     available: int | None
@@ -28,7 +29,7 @@ class Memory:
 
     @property
     def free(self) -> int | None:
-        """What is left; negative where the program does not fit."""
+        """Memory left at the peak; negative if the program does not fit."""
         if self.available is None or self.peak is None:
             return None
         return self.available - self.peak
@@ -40,11 +41,11 @@ class Kernel:
 
     Attributes:
       name: as given to `pallas_call`.
-      calls: in a step.
+      calls: number of calls in a step.
       grid: iterations of a call.
-      bundles: of an iteration.
-      cycles: of all calls; None where the compiler left no schedule.
-      unknown_loops: inner loops counted once, their length not being in the schedule.
+      bundles: instruction bundles of an iteration.
+      cycles: cycles of all calls; None if the compiler left no schedule.
+      unknown_loops: inner loops that count once, since the schedule lacks their length.
     """
 
     name: str
@@ -57,14 +58,14 @@ class Kernel:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Operation:
-    """All of a step that one line of this package is the source of.
+    """All instructions of a step that come from one line of this package.
 
     Attributes:
-      location: file, line and function; the name JAX gives where no line is ours.
-      backward: whether of the gradient.
-      calls: instructions in a step.
-      cycles: of all of them.
-      share: of the step's cycles.
+      location: file, line and function; JAX's name if no line is ours.
+      backward: whether they belong to the gradient.
+      calls: number of instructions in a step.
+      cycles: cycles of all of them.
+      share: their share of the step's cycles.
     """
 
     location: str
@@ -76,20 +77,22 @@ class Operation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """About how long a step takes, by the compiler's cost model: nothing was run.
+    """Estimated time of a step, by the compiler's cost model: nothing was run.
 
     Attributes:
-      clock: Hz.
-      xla_cycles: of all that XLA compiled, of these `attention_cycles` in ops/attention*.py.
-      kernel_cycles: of Pallas kernels, by their static schedules.
-      compute_seconds: of both.
-      collective_seconds: by the links' bandwidth, none of it hidden behind computation.
-      step_seconds: of all.
-      images_per_second: of one chip.
+      clock: of a core, in Hz.
+      xla_cycles: cycles of everything that XLA compiled.
+      attention_cycles: the part of these from ops/attention*.py.
+      kernel_cycles: cycles of Pallas kernels, by their static schedules.
+      compute_seconds: time of XLA's cycles and the kernels'.
+      collective_seconds: time of exchanges by the links' bandwidth, none of it hidden behind
+        computation.
+      step_seconds: time of both.
+      images_per_second: rate of one chip.
       images_per_second_alone: the same without exchanges.
-      mfu: model FLOPs a second over the chip's peak.
-      unestimated: instructions without an estimate, by kind; they count as nothing.
-      unknown_loops: loops counted once, their length not being in the program.
+      mfu: model FLOPs per second over the chip's peak; None if the peak is unknown.
+      unestimated: numbers of instructions without an estimate, by kind; they count as nothing.
+      unknown_loops: loops that count once, since the program lacks their length.
     """
 
     clock: float
@@ -108,24 +111,27 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """Everything about one program; counts and bytes are of one device and one step.
+    """Everything about one program; counts and bytes are those of one device and one step.
 
     Attributes:
-      model, program, topology: which.
-      devices: how many, of which `device_kind`; `fsdp` of them share parameters.
-      batch_size: images of all devices.
+      model, program, topology: names of these.
+      devices: number of devices.
+      device_kind: JAX's name of the kind of device.
+      fsdp: number of devices that share one copy of the parameters.
+      batch_size: images over all devices.
       image_size: height and width.
-      memory: what it takes.
-      fits: whether that is there.
+      memory: memory that the program needs.
+      fits: whether the device has that much.
       flops: as the compiler counts, without Pallas kernels.
-      bytes_accessed: as the compiler counts; of memory, unless kept in a core.
-      model_flops: of one image, analytic.
-      peak_flops: of one device and second; None where unknown.
-      estimate: None where the compiler makes none: off TPUs, or for a program that does not fit.
+      bytes_accessed: as the compiler counts; main memory only, not a core's own.
+      model_flops: analytic FLOPs of one image.
+      peak_flops: FLOPs per second of one device; None if unknown.
+      estimate: None off TPUs and for a program that does not fit, which the compiler does not
+        estimate.
       kernels, collectives, operations: of the program, the most expensive first.
-      trace_seconds, compile_seconds: of this compilation.
-      load: processes that wanted a core meanwhile, and cores.
-      versions: of what decides the figures.
+      trace_seconds, compile_seconds: time of this compilation.
+      load: processes that wanted a core at that time, and cores.
+      versions: of the packages that decide the figures.
     """
 
     model: str
@@ -153,9 +159,9 @@ class Report:
 
     @property
     def images(self) -> float:
-        """Of a step, on one device."""
+        """Images of a step on one device."""
         return self.batch_size / self.devices
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Returns the report as plain values."""
         return dataclasses.asdict(self)

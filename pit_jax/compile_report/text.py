@@ -1,4 +1,4 @@
-"""A report to read, alone or beside another."""
+"""Reports as text, alone or side by side."""
 
 import collections
 from collections.abc import Callable, Mapping, Sequence
@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 
 NOTE = (
     "An estimate, nothing was run: the compiler's cost model for what XLA compiles, the schedules "
-    "of Pallas kernels as if memory never kept them waiting, and the links' bandwidth for "
-    "exchanges, none of it hidden. docs/performance.md says how far to trust it."
+    "of Pallas kernels as if they never waited for memory, and the links' bandwidth for exchanges, "
+    "none of it hidden. docs/performance.md says how far to trust it."
 )
 
 
 def to_text(report: Mapping[str, Any]) -> str:
-    """The report of `Report.to_json` as text of some forty lines."""
+    """Formats the report of `Report.to_json` as text of about forty lines."""
     lines = [_title(report), ""]
     lines += [f"{label:<22} {figure.text}" for label, figure in _figures(report).items()]
     if report["estimate"]:
@@ -22,7 +22,7 @@ def to_text(report: Mapping[str, Any]) -> str:
 
 
 def compare(report: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """Two reports side by side: the figures, and how the first ones relate to the second ones."""
+    """Formats two reports side by side, with the ratios of their figures."""
     columns = (_figures(report), _figures(other))
     rows = [["", "this", "other", "this / other"]]
     for label in dict.fromkeys([*columns[0], *columns[1]]):
@@ -34,7 +34,7 @@ def compare(report: Mapping[str, Any], other: Mapping[str, Any]) -> str:
 
 
 def table(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
-    """Lines of aligned columns, the first `left` ones to the left, all others to the right."""
+    """Aligns columns, the first `left` ones to the left, all others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     aligned = (
         "  ".join(
@@ -60,14 +60,14 @@ def _images(report: Mapping[str, Any]) -> float:
 
 
 class Figure(NamedTuple):
-    """A number, for ratios, and how it reads."""
+    """A number, for ratios, and its text."""
 
     number: float | None
     text: str
 
 
 def _figures(report: Mapping[str, Any]) -> dict[str, Figure]:
-    """What is known, by label."""
+    """Lists the known figures by label."""
     figures = {**_sizes(report), **_counts(report), **_times(report)}
     return {label: figure for label, figure in figures.items() if figure is not None}
 

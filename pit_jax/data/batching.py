@@ -1,8 +1,8 @@
-"""Rows of images to batches, put together by several threads into one array.
+"""Batches of image rows, which several threads write into one array.
 
-Grain hands out single elements at a cost of 0.2 to 0.5 ms of the interpreter each and stacks them
-where they are asked for, in the training loop. Here its element is a whole batch: threads write
-their rows straight to their places in it, and Grain keeps finished batches ready.
+Grain hands out single elements, each at a cost of 0.2 to 0.5 ms of the interpreter, and stacks them
+in the training loop, which asks for them. Here an element of Grain is a whole batch: threads write
+their rows directly into it, and Grain keeps finished batches ready.
 """
 
 import functools
@@ -14,20 +14,20 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
-from pit_jax.data.memory import Memory
+from pit_jax.data.buffer_pool import BufferPool
 
-# The interpreter's part of an image, 0.1 to 0.2 ms, is one thread's at a time: more threads than
-# this, each of which makes 170 images a second with RandAugment, could not be fed.
+# An image needs the interpreter, one thread at a time, for 0.1 to 0.2 ms. A thread makes 170 images
+# a second with RandAugment: the interpreter could not serve more threads than this.
 MAX_THREADS = 64
-# Rows that a thread takes at a time: enough not to notice the taking, few enough to share evenly.
+# Rows that a thread takes at a time: enough to hide the cost of taking, few enough to share evenly.
 MAX_ROWS_AT_A_TIME = 16
 
 Batch = dict[str, np.ndarray]
 
 
 class Field(NamedTuple):
-    """Shape and type of an entry of a row. A smaller array goes to its upper left corner, and
-    around it is whatever the memory held: to clear it would take longer than the array itself.
+    """Shape and type of an entry of a row. A smaller array is copied to its upper left corner; the
+    rest is uninitialised, since clearing it costs more than the copy.
     """
 
     shape: tuple[int, ...]
@@ -35,19 +35,19 @@ class Field(NamedTuple):
 
 
 def cores() -> int:
-    """Cores that this process may use, which in a container can be fewer than there are."""
+    """Counts the cores that this process may use, in a container perhaps fewer than there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Batches(grain.MapDataset):
-    """Consecutive rows as batches, the last incomplete one left out.
+    """Batches of consecutive rows; an incomplete last batch is dropped.
 
     Args:
       parent: rows, each a dictionary with the entries of `fields`.
-      rows: of a batch.
+      rows: rows of a batch.
       fields: entries of a row by name.
-      threads: that make rows; 0 for one per core, at most 64.
-      together: consecutive rows that one thread should make, for they share work.
+      threads: number of threads that make rows; 0 for one per core, at most 64.
+      together: number of consecutive rows that share work, for one thread to make.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Batches(grain.MapDataset):
         if isinstance(index, slice):
             return self.slice(index)
         batch = {
-            name: self._memory[name].array((self._rows, *field.shape), field.dtype)
+            name: self._pools[name].array((self._rows, *field.shape), field.dtype)
             for name, field in self._fields.items()
         }
         first = index * self._rows
@@ -86,25 +86,25 @@ class Batches(grain.MapDataset):
         return batch
 
     def __getstate__(self) -> dict[str, Any]:
-        """For other processes, which start threads of their own."""
-        own = ("_executor", "_memory")
+        """Leaves threads and buffers out: another process has its own."""
+        own = ("_executor", "_pools")
         return {name: value for name, value in vars(self).items() if name not in own}
 
     @functools.cached_property
-    def _memory(self) -> dict[str, Memory]:
-        return {name: Memory() for name in self._fields}
+    def _pools(self) -> dict[str, BufferPool]:
+        return {name: BufferPool() for name in self._fields}
 
     @functools.cached_property
     def _executor(self) -> Executor:
         return ThreadPoolExecutor(self._threads, thread_name_prefix="images")
 
     def _fill(self, batch: Batch, first: int, rows: range) -> None:
-        """Makes those of the rows that are in the batch, which begins with row `first` of all."""
+        """Makes the given rows, as far as the batch has them; `first` is the batch's first row."""
         for row in rows[: self._rows - rows.start]:
             for name, value in self._parent[first + row].items():
                 put(batch[name][row : row + 1], np.asarray(value)[None])
 
 
 def put(place: np.ndarray, value: np.ndarray) -> None:
-    """Writes an array to the upper left corner of one that may be larger; the rest stays."""
+    """Copies an array to the upper left corner of one that may be larger; the rest stays."""
     place[tuple(map(slice, value.shape))] = value

@@ -1,12 +1,12 @@
 """Bytes to pixels on the host: decoding, the random training crop, the evaluation crops.
 
-PIL's bicubic filter with antialiasing is the reference everywhere, because the published accuracies
-were produced with it. Sizes are (height, width), boxes (left, top, right, bottom) in pixels.
+PIL's bicubic filter with antialiasing is the reference everywhere: the published accuracies were
+measured with it. Sizes are (height, width), boxes (left, top, right, bottom), both in pixels.
 """
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +19,19 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 CROP_TRIES = 10
-PROTOCOLS = ("deit", "timm", "resize")
+# Evaluation protocol -> length to which a side of the image is scaled before the centre of a given
+# length is cut out; None: nothing is cut.
+PROTOCOLS: dict[str, Callable[[int], int] | None] = {
+    "deit": lambda side: int(256 / 224 * side),
+    "timm": lambda side: math.floor(side / 0.9),
+    "resize": None,
+}
 
 Box = tuple[int, int, int, int]
 
 
 def decode_rgb(data: bytes) -> Image.Image:
-    """An encoded image (JPEG, PNG, GIF, ...) as 8-bit RGB, whatever its file is called.
+    """Decodes an image (JPEG, PNG, GIF, ...) to 8-bit RGB, whatever the name of its file.
 
     Greyscale, palette, CMYK (also Adobe's inverted kind) and 16-bit images become RGB as by PIL's
     `convert("RGB")`; transparency is dropped; the EXIF orientation is ignored, as torchvision
@@ -40,7 +46,7 @@ def decode_rgb(data: bytes) -> Image.Image:
         return image if image.mode == "RGB" else image.convert("RGB")
     except MemoryError:
         raise
-    # What a broken file provokes escapes PIL's readers: OSError, SyntaxError, struct.error, ...
+    # PIL's readers raise whatever a broken file provokes: OSError, SyntaxError, struct.error, ...
     except Exception as error:
         raise ValueError(
             f"expected the bytes of an image, found {len(data)} bytes that do not decode "
@@ -55,11 +61,11 @@ def random_crop_box(
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Box:
-    """A training crop as torchvision's RandomResizedCrop draws it.
+    """Draws a training crop as torchvision's RandomResizedCrop.
 
     The area is uniform over `scale` (fractions of the image), the aspect ratio (width / height)
-    log-uniform over `ratio`. Boxes that do not fit are redrawn; after ten tries it is the largest
-    centred box within `ratio`.
+    log-uniform over `ratio`. Boxes that do not fit are redrawn; after ten tries the crop is the
+    largest centred box within `ratio`.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(CROP_TRIES):
@@ -82,16 +88,15 @@ def random_crop_box(
 
 
 def crop_and_resize(image: Image.Image, box: Box, size: tuple[int, int]) -> np.ndarray:
-    """The box of an RGB image, resized to `size`: uint8 (H, W, 3).
+    """Crops the box of an RGB image and resizes it to `size`: uint8 (H, W, 3).
 
-    The crop comes first: pixels outside the box do not enter the filter, unlike with PIL's
-    `resize(box=)`.
+    Unlike in PIL's `resize(box=)`, pixels outside the box do not enter the filter.
     """
     return np.asarray(_resize(image.crop(box), size))
 
 
 def resize(pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """Pixels, uint8 (H, W, 3), as a picture of `size`."""
+    """Resizes pixels, uint8 (H, W, 3), to a picture of `size`."""
     return _resize(Image.fromarray(pixels), size)
 
 
@@ -101,10 +106,10 @@ def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def check_protocol(protocol: str) -> None:
-    """Refuses an evaluation protocol that does not exist, before any image is read.
+    """Refuses an unknown evaluation protocol, before any image is read.
 
     Raises:
-      ValueError: with the closest right name.
+      ValueError: no such protocol; the message has the closest name.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(
@@ -114,44 +119,37 @@ def check_protocol(protocol: str) -> None:
 
 
 def evaluation_crop(image: Image.Image, size: tuple[int, int], protocol: str) -> np.ndarray:
-    """The part of an RGB image that a published accuracy is measured on: uint8 (H, W, 3).
+    """Crops the part of an RGB image that a published accuracy is measured on: uint8 (H, W, 3).
+
+    If `size` is not square, the image is scaled, keeping its aspect ratio, until both sides reach
+    that multiple of the size, as timm's evaluation transform does.
 
     Args:
-      protocol: "deit" resizes the shorter side to 256 / 224 of the size and cuts out the centre
-        (224: 256, 384: 438); "timm" does so with 1 / 0.9 (224: 248); "resize" keeps the whole
-        image at any aspect ratio, which suits tiny images such as digits.
-
-    A size that is not square is covered: the image is scaled, keeping its aspect ratio, until both
-    sides reach that multiple of the size, as timm's evaluation transform does.
-
-    Raises:
-      ValueError: a protocol that does not exist.
+      image: RGB.
+      size: of the crop.
+      protocol: one of `PROTOCOLS`. "deit" resizes the shorter side to 256 / 224 of the size and
+        cuts out the centre (224: 256, 384: 438); "timm" does so with 1 / 0.9 (224: 248); "resize"
+        keeps the whole image at any aspect ratio, which suits tiny images such as digits.
     """
-    check_protocol(protocol)
-    if protocol == "resize":
+    scaled = PROTOCOLS[protocol]
+    if scaled is None:
         return crop_and_resize(image, (0, 0, *image.size), size)
-    width, height = _covering_size(image.size, _scaled_size(size, protocol), size[0] == size[1])
+    target = scaled(size[0]), scaled(size[1])
+    width, height = _covering_size(image.size, target, size[0] == size[1])
     resized = image.resize((width, height), Image.Resampling.BICUBIC)
-    # Python rounds halves to even, and so must this, to cut where torchvision cuts.
+    # Halves are rounded to even, as by Python in torchvision, to cut at the same place.
     top, left = round((height - size[0]) / 2), round((width - size[1]) / 2)
     return np.asarray(resized.crop((left, top, left + size[1], top + size[0])))
-
-
-def _scaled_size(size: Sequence[int], protocol: str) -> tuple[int, int]:
-    """(height, width) that the image must cover before the centre is cut out."""
-    if protocol == "deit":
-        return int(256 / 224 * size[0]), int(256 / 224 * size[1])
-    return math.floor(size[0] / 0.9), math.floor(size[1] / 0.9)
 
 
 def _covering_size(
     image: tuple[int, int], target: tuple[int, int], square: bool
 ) -> tuple[int, int]:
-    """(width, height) of an image of `image` = (width, height) scaled to cover `target`."""
+    """Scales `image` = (width, height) to cover `target` = (height, width); (width, height)."""
     width, height = image
     if square:
         side = target[0]
-        # torchvision truncates the longer side; timm, for targets that are not square, rounds.
+        # torchvision truncates the longer side; timm rounds it if the target is not square.
         if width <= height:
             return side, int(side * height / width)
         return int(side * width / height), side
@@ -164,17 +162,19 @@ def preprocess(
     image_size: int | tuple[int, int] = 224,
     protocol: str = "timm",
 ) -> np.ndarray:
-    """One image as a model expects it: float32 (1, H, W, 3), ImageNet mean 0 and deviation 1.
+    """Returns one image as models expect it: float32 (1, H, W, 3), normalised by ImageNet's
+    channel means and standard deviations.
 
     Args:
-      image: a PIL image of any mode, a path, or an encoded image's bytes.
+      image: a PIL image of any mode, a path, or the bytes of an encoded image.
       image_size: side, or (height, width), of the model's input.
-      protocol: as for `evaluation_crop`.
+      protocol: as in `evaluation_crop`.
 
     Raises:
       ValueError: not an image, or an unknown protocol.
       FileNotFoundError: no file at that path.
     """
+    check_protocol(protocol)
     if isinstance(image, str | Path):
         path = Path(image)
         try:

@@ -1,9 +1,9 @@
-"""The faster way from JPEG bytes to a training image, in two halves.
+"""The host's half of the faster way from JPEG bytes to a training image.
 
 The host decodes with libjpeg-turbo (through the optional package simplejpeg) and copies the random
 crop into the corner of a canvas of fixed size; the device resizes it (pit_jax.augment.resize).
-Decoding is bit-identical to PIL's; what simplejpeg does not read, and crops larger than the canvas,
-go through PIL.
+Decoding is bit-identical to PIL's. PIL decodes the files that simplejpeg cannot read, and resizes
+the crops that are larger than the canvas.
 """
 
 import functools
@@ -15,47 +15,47 @@ import numpy as np
 import PIL
 from PIL import Image
 
+from pit_jax.data.buffer_pool import BufferPool
 from pit_jax.data.images import Box, decode_rgb, resize
-from pit_jax.data.memory import Memory
 
 PILLOW = int(PIL.__version__.split(".")[0])
 JPEG_MAGIC = b"\xff\xd8\xff"
-# Not CMYK and YCCK, whose inks PIL mixes a level differently.
+# CMYK and YCCK are left to PIL, whose conversion differs by a level.
 COLOURSPACES = ("YCbCr", "Gray", "RGB")
-# What PIL refuses as a "decompression bomb"; it shall be the one to say so.
+# Pixels from which on PIL refuses an image as a "decompression bomb"; PIL then raises the error.
 LARGEST_DECODED = 2 * (Image.MAX_IMAGE_PIXELS or sys.maxsize)
-# Bytes of a decoded image whose memory is kept for the next one: 2,000 x 1,500 pixels.
+# Bytes of the largest decoded image whose memory is reused: 2,000 x 1,500 pixels.
 LARGEST_KEPT = 2000 * 1500 * 3
 
 
 @functools.cache
 def fast_decoder() -> Callable[[bytes], np.ndarray | None] | None:
-    """A function from JPEG bytes to pixels, or to None where it cannot read them; None where
-    simplejpeg is not installed.
+    """Returns a decoder from JPEG bytes to uint8 (H, W, 3), or to None for bytes it cannot read;
+    None if simplejpeg is not installed.
     """
     try:
         import simplejpeg
     except ImportError:
         return None
 
-    memory = Memory(LARGEST_KEPT)
+    pool = BufferPool(LARGEST_KEPT)
 
     def decode(data: bytes) -> np.ndarray | None:
         try:
             height, width, colourspace, _ = simplejpeg.decode_jpeg_header(data)
             if colourspace not in COLOURSPACES or height * width > LARGEST_DECODED:
                 return None
-            pixels = memory.array((height, width, 3), np.uint8)
+            pixels = pool.array((height, width, 3), np.uint8)
             simplejpeg.decode_jpeg(data, "RGB", buffer=pixels)
             return pixels
-        except ValueError:  # damaged, or a kind it does not know; PIL's word is the last
+        except ValueError:  # damaged, or of a kind it does not know: PIL decides
             return None
 
     return decode
 
 
 def decode_pixels(data: bytes) -> np.ndarray:
-    """An encoded image as uint8 (H, W, 3), pixel for pixel what `images.decode_rgb` gives.
+    """Decodes an image to uint8 (H, W, 3), with the same pixels as `images.decode_rgb`.
 
     Raises:
       ValueError: the bytes are truncated, or not an image.
@@ -69,12 +69,12 @@ def decode_pixels(data: bytes) -> np.ndarray:
 
 
 class Crop(NamedTuple):
-    """A crop for the device to resize. Each in the corner of a canvas and stacked, they are the
-    arguments of pit_jax.augment.resize.resize.
+    """A crop for the device to resize. Crops in the corners of canvases, stacked, are the arguments
+    of pit_jax.augment.resize.resize.
 
     Attributes:
       pixels: uint8 (height, width, 3); may share its memory with the image.
-      rows_first: whether PIL would resize its height before its width.
+      rows_first: whether PIL would resize the height before the width.
     """
 
     pixels: np.ndarray
@@ -82,20 +82,21 @@ class Crop(NamedTuple):
 
     @property
     def extent(self) -> tuple[int, int]:
-        """Height and width."""
+        """Height and width of the crop."""
         return self.pixels.shape[0], self.pixels.shape[1]
 
 
 def cut(pixels: np.ndarray, box: Box, canvas_size: tuple[int, int], size: tuple[int, int]) -> Crop:
-    """Cuts the crop out that the device is to resize to `size`.
+    """Cuts out the crop that the device resizes to `size`.
 
-    A crop larger than the canvas is resized here, by PIL; the device then finds it at `size`
-    already, which its resizing leaves as it is.
+    PIL resizes a crop that is larger than the canvas here; the device leaves a crop of `size`
+    unchanged.
 
     Args:
       pixels: uint8 (H, W, 3).
       box: left, top, right, bottom of the crop.
-      canvas_size: height and width, not smaller than `size`.
+      canvas_size: height and width of the canvas, not smaller than `size`.
+      size: height and width of the resized image.
     """
     left, top, right, bottom = box
     crop = pixels[top:bottom, left:right]
@@ -105,7 +106,7 @@ def cut(pixels: np.ndarray, box: Box, canvas_size: tuple[int, int], size: tuple[
 
 
 def check_canvas(canvas_size: tuple[int, int], size: tuple[int, int]) -> None:
-    """Refuses a canvas that what PIL has resized would not fit.
+    """Refuses a canvas that is too small for the crops that PIL resizes.
 
     Raises:
       ValueError: a canvas smaller than `size` in either direction.
@@ -118,10 +119,10 @@ def check_canvas(canvas_size: tuple[int, int], size: tuple[int, int]) -> None:
 
 
 def resizes_rows_first(extent: tuple[int, int], size: tuple[int, int]) -> bool:
-    """Whether this PIL resizes the height from `extent` to `size` before the width.
+    """Returns whether this PIL resizes the height from `extent` to `size` before the width.
 
-    The order shows where the filter overshoots black or white. Until Pillow 12 the width came
-    first, always; since 13 the height does where it shrinks by more than twice what the width does.
+    The order is visible where the filter overshoots black or white. Up to Pillow 12 the width
+    always comes first; from 13 on the height does if it shrinks by more than twice as much.
     """
     shrinks = extent[0] - size[0]
     return PILLOW >= 13 and shrinks > max(0, 2 * (extent[1] - size[1]))

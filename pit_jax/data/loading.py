@@ -1,4 +1,4 @@
-"""Decoding an example by its index: once for all its views, and what happens to damaged ones."""
+"""Decoding of examples by their index: once for all views of an image, damaged images included."""
 
 import functools
 import threading
@@ -11,21 +11,21 @@ import numpy as np
 from pit_jax.data.jpeg import decode_pixels
 from pit_jax.data.source import Source
 
-# Decoded images that wait for their other views; a batch's threads work on fewer at a time.
+# Decoded images kept for their other views; the threads of a batch work on fewer at a time.
 KEPT = 32
 
 
 class BadImageError(ValueError):
-    """An example whose image cannot be decoded."""
+    """Raised for an example whose image cannot be decoded."""
 
 
 class Loaded(NamedTuple):
     """A decoded example.
 
     Attributes:
-      pixels: uint8 (H, W, 3); shared between views, not to be written to.
-      label: its class.
-      replaced: index of the undecodable example it stands for, else -1.
+      pixels: uint8 (H, W, 3); shared between views, so never written to.
+      label: class of the example.
+      replaced: index of the undecodable example that this one replaces, else -1.
     """
 
     pixels: np.ndarray
@@ -36,14 +36,12 @@ class Loaded(NamedTuple):
 class Loader:
     """A function from the index of an example to its pixels, for any number of threads.
 
-    Which example is returned depends on the index alone. That one decoded for a first view is kept
-    for the others saves time only.
+    The result depends on the index alone; caching between views only saves time.
 
     Args:
       source: the split.
-      uses: how often each index is asked for in a row; the image is dropped after the last.
-      max_skips: undecodable examples in a row to pass over in favour of the next; 0 raises at the
-        first.
+      uses: consecutive requests for each index; the image is dropped after the last one.
+      max_skips: undecodable examples in a row that the next one replaces; 0 raises at the first.
     """
 
     def __init__(self, source: Source, *, uses: int = 1, max_skips: int = 0) -> None:
@@ -54,25 +52,29 @@ class Loader:
         self._kept: OrderedDict[int, tuple[Future[Loaded], int]] = OrderedDict()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """For other processes, which decode for themselves."""
+        """Leaves the cache out: another process decodes for itself."""
         make = functools.partial(Loader, uses=self._uses, max_skips=self._max_skips)
         return make, (self._source,)
 
     def __call__(self, index: int) -> Loaded:
-        """Raises BadImageError, which names the example."""
+        """Returns the decoded example.
+
+        Raises:
+          BadImageError: it cannot be decoded; the message names it.
+        """
         if self._uses == 1:
             return self._load(index)
         future, first = self._claim(index)
         if first:
             try:
                 future.set_result(self._load(index))
-            # Whoever waits for the same image must learn of it, whatever it is.
+            # Other threads wait for the same image: they need any exception, whatever it is.
             except BaseException as error:
                 future.set_exception(error)
         return future.result()
 
     def _claim(self, index: int) -> tuple[Future[Loaded], bool]:
-        """The image or the promise of it, and whether the caller has to keep the promise."""
+        """Returns the image's future, and whether the caller has to fulfil it."""
         with self._lock:
             future, left = self._kept.pop(index, (None, self._uses))
             first = future is None

@@ -67,10 +67,12 @@ class Table:
     """The rows of one architecture, in the order of a state dict of the first layout.
 
     Attributes:
-      layouts: names of the torch layouts every row has a name in.
+      layouts: names of the torch layouts that every row has a name in; () of a network that torch
+        does not have.
       body: a row per parameter, but for the heads'.
-      head: the rows of the classifiers, kernel and bias of the class token's first; also of a
-        configuration without classes, to know a head where there should be none.
+      head: the rows of the classifiers, those of the class token first, also of a configuration
+        without classes, to know a head where there should be none. The first row whose path ends in
+        "/bias" tells the number of classes.
       position: path of the positions that follow the image size, if any: a map (1, H, W, C), or a
         sequence (1, prefix + H * W, C).
       prefix: entries of class tokens that such a sequence begins with; None for a map.
@@ -103,11 +105,26 @@ class Table:
 
     def check_layout(self, layout: str) -> None:
         """Refuses a torch layout that the family does not have."""
+        if not self.layouts:
+            raise ValueError("there is no torch layout of this model: only our own files hold it")
         if layout not in self.layouts:
             raise ValueError(
                 f"unknown layout {layout!r}{suggestion(layout, self.layouts)}; there are "
                 f"{', '.join(self.layouts)}"
             )
+
+
+def own_names(paths: Iterable[str]) -> Table:
+    """The table of a network that torch does not have: every parameter under its path.
+
+    Modules named "head" or "head_*" are the heads.
+
+    Args:
+      paths: of all parameters, with a head.
+    """
+    rows = [Row(path, {}) for path in paths]
+    head = [row for row in rows if row.path.split("/")[0].split("_")[0] == "head"]
+    return Table((), tuple(row for row in rows if row not in head), tuple(head), None)
 
 
 def _module(

@@ -1,10 +1,10 @@
 """AdamP (Heo et al., ICLR 2021), which optax lacks, for parameters in this package's layouts.
 
-AdamP is Adam that removes from its step the part along the weights, for tensors that look
-scale-invariant: those whose gradient is nearly orthogonal to them. The reference tests this per
-output channel first, then for the tensor as a whole. PyTorch keeps output channels on the first
-axis, a `kernel` here on the last; every other tensor of more than one axis (class tokens, position
-embeddings) has a first axis of one in PyTorch, so that its only "channel" is the whole of it.
+AdamP is Adam without the component of the step along the weights, for tensors that look
+scale-invariant: those whose gradient is nearly orthogonal to the weights. The reference tests this
+per output channel first, then for the whole tensor. PyTorch keeps output channels on the first
+axis, a `kernel` here on the last. Every other tensor of more than one axis (class tokens, position
+embeddings) has a first axis of one in PyTorch: its only "channel" is the whole tensor.
 """
 
 import dataclasses
@@ -16,47 +16,28 @@ import jax.numpy as jnp
 import optax
 
 
-def adamp(
-    learning_rate: optax.ScalarOrSchedule, **options: Any
-) -> optax.GradientTransformationExtraArgs:
-    """Adam with decoupled weight decay and projected steps.
-
-    Args:
-      learning_rate: a number, or a function from the step (from 0) to one.
-      **options: attributes of `AdamP`.
-
-    Returns:
-      A transformation whose `update` needs `params`.
-    """
-    rule = AdamP(**options)
-    return optax.chain(
-        optax.GradientTransformationExtraArgs(rule.init, rule.update),
-        optax.scale_by_learning_rate(learning_rate),
-    )
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdamP:
     """AdamP's direction before the learning rate, weight decay included.
 
-    The defaults are those of the authors' `adamp` package. timm's `--opt adamp`, which the script
-    that trained PiT calls, sets `wd_ratio=0.01` and `nesterov=True` instead.
+    The defaults are those of the authors' `adamp` package. timm's `--opt adamp`, which PiT's
+    training script calls, sets `wd_ratio=0.01` and `nesterov=True` instead.
 
-    The projection is decided from norms and inner products over whole tensors. Those are plain
-    reductions: under `jax.jit` they are global however the tensors are sharded; inside `shard_map`
-    they would see one shard only.
+    The projection depends on norms and inner products over whole tensors. These are plain
+    reductions: global under `jax.jit` however the tensors are sharded, but over one shard only
+    inside `shard_map`.
 
     Attributes:
       b1: decay of the mean of gradients, in [0, 1).
       b2: decay of the mean of squared gradients, in [0, 1).
       eps: added to the root of the mean square, and to the norm that a projection divides by.
       weight_decay: fraction of a weight removed per step, times the learning rate.
-      mask: which parameters decay: a tree of booleans, a function from parameters to one, or None
-        for all.
-      delta: a tensor is projected when the largest |cosine| between gradient and weights stays
-        below delta / sqrt(size of the vectors compared).
-      wd_ratio: multiplies the weight decay of a projected tensor.
-      nesterov: steps along the look-ahead mean of gradients.
+      mask: parameters that decay: a tree of booleans, a function from parameters to such a tree,
+        or None for all.
+      delta: a tensor is projected if the largest |cosine| between gradient and weights is below
+        delta / sqrt(size of the vectors compared).
+      wd_ratio: factor on the weight decay of a projected tensor.
+      nesterov: whether steps follow the look-ahead mean of gradients.
     """
 
     b1: float = 0.9
@@ -69,7 +50,7 @@ class AdamP:
     nesterov: bool = False
 
     def init(self, params: optax.Params) -> optax.ScaleByAdamState:
-        """Moments of zero."""
+        """Returns moments of zero."""
         zeros = optax.tree.zeros_like(params)
         return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), mu=zeros, nu=zeros)
 
@@ -80,10 +61,10 @@ class AdamP:
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
-        """Directions for gradients, and the moments after them.
+        """Returns the directions for gradients, and the new moments.
 
         Raises:
-          ValueError: without `params`.
+          ValueError: `params` is missing.
         """
         del extra_args
         if params is None:
@@ -104,8 +85,8 @@ class AdamP:
             ahead = self.b1 * m + (1 - self.b1) * g if self.nesterov else m
             step = ahead / (jnp.sqrt(v) / root_bias2 + self.eps)
             step, projected = _project(path, w, g, step, delta=self.delta, eps=self.eps)
-            # The reference decays first, then steps: the same sum, as the projection saw the
-            # weights from before either.
+            # The reference decays first, then steps. The sum is the same: its projection uses the
+            # weights from before both.
             ratio = jnp.where(projected, self.wd_ratio, 1.0)
             return step / bias1 + self.weight_decay * decay * ratio * w
 
@@ -114,7 +95,9 @@ class AdamP:
 
 
 def _bias_correction(decay: float, count: jax.Array) -> jax.Array:
-    """1 - decay^count; written out, float32 would cancel to five digits for the first steps."""
+    """Returns 1 - decay^count; computed as written, float32 would keep five digits at the first
+    steps.
+    """
     return -jnp.expm1(count * math.log(decay)) if decay else jnp.ones(())
 
 
@@ -127,8 +110,11 @@ def _project(
     delta: float,
     eps: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """The step without its part along the weights, where the gradient is nearly orthogonal to them
-    per output channel, or else as a whole; and whether it was in either view.
+    """Removes the component of the step along the weights if the gradient is nearly orthogonal to
+    them, per output channel or else over the whole tensor.
+
+    Returns:
+      The step, and whether it was projected in either view.
     """
     if weight.ndim <= 1:  # biases and scales
         return step, jnp.zeros((), bool)
@@ -149,18 +135,18 @@ def _project(
 
 
 def _view(products: list[jax.Array], limit: float, eps: float) -> tuple[jax.Array, jax.Array]:
-    """What multiple of the weights is the step's part along them, and whether all cosines between
-    weights and gradient are below the limit.
+    """Returns the multiple of the weights that is the step's component along them, and whether all
+    cosines between weights and gradient are below the limit.
 
     Args:
-      products: of the weights with themselves, the gradient and the step, and of the gradient with
-        itself; one per vector of the view.
-      limit: cosine.
-      eps: as of `adamp`.
+      products: inner products of the weights with themselves, with the gradient and with the step,
+        and of the gradient with itself; one per vector of the view.
+      limit: largest cosine.
+      eps: as in `AdamP`.
     """
     squares, with_gradient, with_step, gradient_squares = products
     norm = jnp.sqrt(squares)
-    # The raw gradient decides, not its mean; PyTorch's cosine bounds each norm from below.
+    # The test uses the raw gradient, not its mean; PyTorch's cosine bounds each norm from below.
     bounds = jnp.maximum(norm, eps) * jnp.maximum(jnp.sqrt(gradient_squares), eps)
     fires = jnp.max(jnp.abs(with_gradient) / bounds) < limit
     return with_step / jnp.square(norm + eps), fires

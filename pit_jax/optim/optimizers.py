@@ -1,4 +1,4 @@
-"""The optimizers by name, with gradient clipping and layer-wise decay around them."""
+"""The optimizers by name, with gradient clipping and layer-wise learning rates around them."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -35,14 +35,14 @@ def sgd(
     mask: Any = None,
     nesterov: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """Stochastic gradient descent with momentum, as `torch.optim.SGD`: the weight decay is part of
-    the gradient and enters the momentum.
+    """Stochastic gradient descent with momentum, as `torch.optim.SGD`: weight decay is added to the
+    gradient and so enters the momentum.
     """
     decayed = optax.add_decayed_weights(weight_decay, mask)
     return optax.chain(decayed, *([optax.trace(momentum, nesterov)] if momentum else []))
 
 
-# What makes the direction of a step, before the learning rate, from the options of its name.
+# Name -> rule that gives the direction of a step, before the learning rate.
 OPTIMIZERS: dict[str, Callable[..., Any]] = {"adamw": adamw, "adamp": AdamP, "sgd": sgd}
 
 
@@ -56,17 +56,17 @@ def make_optimizer(
     mask: Any = weight_decay_mask,
     **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    """The optimizer of a training run: clip, then step, then scale per layer.
+    """Makes the optimizer of a training run: clip, then step, then scale per layer.
 
     Args:
-      name: of `OPTIMIZERS`.
+      name: one of `OPTIMIZERS`.
       learning_rate: a number, or a function from the step (from 0) to one.
       weight_decay: fraction of a weight removed per step, times the learning rate.
-      clip_norm: largest global L2 norm of the gradient, longer ones are scaled to it; None for no
-        clipping.
-      layer_scales: factors on every parameter's learning rate, a tree like the parameters
+      clip_norm: largest global L2 norm of the gradient; longer gradients are scaled to it. None
+        for no clipping.
+      layer_scales: factors on the learning rate of every parameter, a tree like the parameters
         (`masks.layer_decay_scales`); they scale the weight decay too, as the rate does.
-      mask: which parameters decay; by default all but biases, norms, class tokens and positions.
+      mask: parameters that decay; by default all but biases, norms, class tokens and positions.
       **options: of the named optimizer, e.g. b1, b2, eps; delta, wd_ratio, nesterov for "adamp";
         momentum for "sgd". PiT's recipe is "adamp" with wd_ratio=0.01, nesterov=True.
 
@@ -74,7 +74,8 @@ def make_optimizer(
       A transformation whose `update` needs `params`; its state is a tree of arrays.
 
     Raises:
-      ValueError: an unknown name or option, with the closest right one; a clip_norm of 0 or less.
+      ValueError: an unknown name or option (the message has the closest one), or a clip_norm of 0
+        or less.
     """
     if name not in OPTIMIZERS:
         raise ValueError(
@@ -91,7 +92,7 @@ def make_optimizer(
                 f"{', '.join(known)}"
             )
     rule = OPTIMIZERS[name](weight_decay=weight_decay, mask=mask, **options)
-    # Clipping and scales have no state of their own; with or without them a stored state fits.
+    # Clipping and scales have no state of their own: a stored state fits with and without them.
     return optax.chain(
         optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm),
         optax.GradientTransformationExtraArgs(rule.init, rule.update),
@@ -101,7 +102,7 @@ def make_optimizer(
 
 
 def _scale_by_tree(scales: Mapping[str, Any]) -> optax.GradientTransformation:
-    """Multiplies every update by its factor; exact behind any optimizer that is linear in its
+    """Multiplies every update by its factor, which is exact for optimizers that are linear in their
     learning rate, as all here are.
     """
     return optax.stateless(

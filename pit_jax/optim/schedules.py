@@ -1,12 +1,12 @@
 """Learning-rate schedules: functions from the optimizer step (from 0) to a learning rate.
 
-Both are DeiT's linear warm-up and cosine, the cosine counted from epoch 0 so that the warm-up hides
-its beginning: in units of epochs t, of E in total and W of warm-up,
+Both are DeiT's linear warm-up and cosine. The cosine counts from epoch 0, so that the warm-up hides
+its beginning. In epochs t, with E in total and W of warm-up:
 
     t < W:  warmup_lr + t * (peak - warmup_lr) / W
     else:   min_lr + (peak - min_lr) * (1 + cos(pi * t / E)) / 2
 
-They differ in the t of a step.
+The two schedules differ in the t of a step.
 """
 
 import dataclasses
@@ -20,25 +20,25 @@ import optax
 
 from pit_jax.errors import suggestion
 
-# DeiT states learning rates for this batch size, and scales them with the batch.
+# DeiT states learning rates for this batch size and scales them with the batch.
 REFERENCE_BATCH = 512
 
 
 def scaled_learning_rate(base: float, batch_size: int) -> float:
-    """base * batch_size / 512, for the global batch of one optimizer step (DeiT's linear rule)."""
+    """Returns base * batch_size / 512, DeiT's linear rule for the global batch of one step."""
     return base * batch_size / REFERENCE_BATCH
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Learning rate over time in epochs: the formula of the module.
+    """Learning rate over time in epochs, by the formula of the module.
 
     Attributes:
-      peak: learning rate the warm-up aims at, already scaled (`scaled_learning_rate`).
+      peak: learning rate that the warm-up aims at, already scaled (`scaled_learning_rate`).
       epochs: E, warm-up included.
       warmup_epochs: W, 0 for none.
-      warmup_lr: where the warm-up starts; absolute, not scaled with the batch.
-      min_lr: where the cosine ends; absolute too.
+      warmup_lr: learning rate at the start of the warm-up; not scaled with the batch.
+      min_lr: learning rate at the end of the cosine; not scaled either.
 
     Raises:
       ValueError: no epochs, or a warm-up that is negative or longer than the training.
@@ -60,7 +60,7 @@ class Curve:
             )
 
     def at(self, t: Any, xp: Any) -> Any:
-        """The learning rate at times in the arrays of `xp` (numpy or jax.numpy)."""
+        """Returns the learning rate at times `t` in epochs, arrays of `xp` (numpy or jax.numpy)."""
         slope = (self.peak - self.warmup_lr) / max(self.warmup_epochs, 1)
         cosine = (1 + xp.cos(math.pi * t / self.epochs)) / 2
         cosine = self.min_lr + (self.peak - self.min_lr) * cosine
@@ -68,11 +68,11 @@ class Curve:
 
 
 def deit(curve: Curve, steps_per_epoch: int) -> optax.Schedule:
-    """The schedule of DeiT's script as it runs: constant within an epoch, and an epoch late.
+    """Returns the schedule of DeiT's script as it runs: constant within an epoch, an epoch late.
 
-    The script moves the schedule on after the epoch it has just trained, so that epoch e trains at
+    The script advances the schedule after the epoch just trained, so that epoch e trains at
     t = max(e - 1, 0): the first two epochs at `warmup_lr`, and `min_lr` is never quite reached.
-    Steps beyond the last epoch get the learning rate of the last.
+    Steps beyond the last epoch get the learning rate of the last epoch.
     """
     times = np.maximum(np.arange(curve.epochs) - 1.0, 0.0)
     table = curve.at(times, np).astype(np.float32)
@@ -85,9 +85,10 @@ def deit(curve: Curve, steps_per_epoch: int) -> optax.Schedule:
 
 
 def smooth(curve: Curve, steps_per_epoch: int) -> optax.Schedule:
-    """The same curve followed at every step, on time: t = step / steps_per_epoch.
+    """Returns the schedule that follows the curve at every step, on time: t = step /
+    steps_per_epoch.
 
-    At whole epochs t it has the value that `deit` has one epoch later.
+    At a whole epoch it has the value that `deit` has one epoch later.
     """
 
     def schedule(step: jax.typing.ArrayLike) -> jax.Array:
@@ -101,18 +102,18 @@ SCHEDULES = {"deit": deit, "smooth": smooth}
 
 
 def make_schedule(name: str, curve: Curve, *, steps_per_epoch: int) -> optax.Schedule:
-    """A schedule by name.
+    """Makes a schedule by name.
 
     Args:
-      name: of `SCHEDULES`.
-      curve: that it follows.
+      name: one of `SCHEDULES`.
+      curve: learning rate over epochs.
       steps_per_epoch: optimizer steps per epoch.
 
     Returns:
       step (from 0) -> float32 learning rate.
 
     Raises:
-      ValueError: an unknown name, with the closest right one; no steps.
+      ValueError: an unknown name (the message has the closest one), or no steps.
     """
     if name not in SCHEDULES:
         raise ValueError(

@@ -13,9 +13,7 @@ WORKDIR/checkpoints/damaged-STEP        what could not be read
 """
 
 import copy
-import json
 import logging
-import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,14 +25,11 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from pit_jax import processes, sharding
-from pit_jax.models import parameters, zoo
 from pit_jax.training.state import TrainState
+from pit_jax.weights.run_directory import CHECKPOINT_FOLDER
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE = "config.json"
-RESULT_FILE = "result.json"
-CHECKPOINT_FOLDER = "checkpoints"
 Progress = dict[str, Any]
 
 
@@ -333,42 +328,3 @@ def _is_news(record: logging.LogRecord) -> bool:
     """
     message = record.getMessage()
     return not message.startswith(("Requested `tracked_metric`", "Metadata file does not exist"))
-
-
-def restore_params(run_directory: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Parameters of a run's newest checkpoint, for use outside training.
-
-    Returns:
-      The nested dict of float32 NumPy arrays (the moving average where the run evaluates that),
-      and the model they belong to: {"name": of the zoo, "options": fields of its configuration}.
-
-    Raises:
-      ValueError: not a run directory, or one without a complete checkpoint.
-    """
-    root = Path(run_directory)
-    config_file = root / CONFIG_FILE
-    if not config_file.is_file():
-        raise ValueError(f"{root} is not a run directory: it has no {CONFIG_FILE}")
-    record = json.loads(config_file.read_text())
-    folder = (root / CHECKPOINT_FOLDER).absolute()
-    steps = sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
-    if not steps:
-        raise ValueError(f"{root} holds no complete checkpoint yet")
-    newest = folder / str(steps[-1])
-    model = record["model"]
-    _, shapes = zoo.abstract(zoo.model_config(model["name"], **model["options"]))
-    trained, statistics = parameters.separate(shapes)
-    item = "ema" if record["config"]["evaluate_ema"] else "params"
-    params = _read(newest / item, trained)
-    if statistics:
-        statistics = _read(newest / "statistics", statistics)
-    return parameters.join(params, statistics), model
-
-
-def _read(path: Path, shapes: dict[str, Any]) -> dict[str, Any]:
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    target = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes
-    )
-    with ocp.StandardCheckpointer() as checkpointer:
-        return jax.device_get(checkpointer.restore(path, target))

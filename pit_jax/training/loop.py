@@ -17,7 +17,7 @@ from pit_jax.data.loading import BadImageError
 from pit_jax.files import replace_file
 from pit_jax.models import parameters
 from pit_jax.training.batches import TrainBatches
-from pit_jax.training.checkpoints import RESULT_FILE, Checkpoints
+from pit_jax.training.checkpoints import Checkpoints
 from pit_jax.training.errors import TrainingError
 from pit_jax.training.profile import Profile
 from pit_jax.training.reporting import Reporter
@@ -29,7 +29,8 @@ from pit_jax.training.utilisation import utilisation
 from pit_jax.training.window import Window
 from pit_jax.training.workdir import versions
 from pit_jax.weights.cards import make_card
-from pit_jax.weights.files import DIRECTORY_FILE, write_weights
+from pit_jax.weights.run_directory import RESULT_FILE, WEIGHTS_FILE
+from pit_jax.weights.write import write_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,7 +286,7 @@ def _finished(experiment: Experiment) -> Result | None:
 
 def _export(experiment: Experiment, values: parameters.Params) -> str:
     """Leaves the values in the run directory as a weights file; returns its path."""
-    path = experiment.directory / DIRECTORY_FILE
+    path = experiment.directory / WEIGHTS_FILE
     whole = processes.gather(values)
     if jax.process_index() == 0:
         config, task = experiment.config, experiment.task

@@ -19,10 +19,10 @@ from tqdm import tqdm
 from pit_jax.files import replace_file
 from pit_jax.training.curves import draw_curves
 from pit_jax.training.task import Metric
+from pit_jax.weights.run_directory import METRICS_FILE
 
 logger = logging.getLogger(__name__)
 
-METRICS_FILE = "metrics.jsonl"
 CURVES_FILE = "curves.png"
 
 

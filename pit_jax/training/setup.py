@@ -14,12 +14,12 @@ from ml_collections import config_dict
 from pit_jax import options, sharding
 from pit_jax.files import replace_file
 from pit_jax.models import parameters
-from pit_jax.training.checkpoints import CONFIG_FILE
 from pit_jax.training.config import TrainConfig
 from pit_jax.training.optimizer import optimizer_of, schedule_of
 from pit_jax.training.steps import Steps, steps_of
 from pit_jax.training.task import Params, Task
 from pit_jax.training.workdir import changes, holds_work, upgraded, versions, writable
+from pit_jax.weights.run_directory import CONFIG_FILE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

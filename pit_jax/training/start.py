@@ -113,7 +113,14 @@ def compile_step(experiment: Experiment, state: Any, constants: Any) -> Callable
     logger.info("compiled the training step in %s", duration(time.monotonic() - began))
     if len(compiled) == 1:
         return next(iter(compiled.values()))
-    return lambda state, constants, batch: compiled[_shapes(batch)](state, constants, batch)
+
+    def of_shape(state: Any, constants: Any, batch: Any) -> Any:
+        shapes = _shapes(batch)
+        if shapes not in compiled:
+            raise ValueError(f"no step is compiled for a batch of {dict(shapes)}")
+        return compiled[shapes](state, constants, batch)
+
+    return of_shape
 
 
 def _shapes(batch: Any) -> tuple[tuple[str, tuple[int, ...]], ...]:

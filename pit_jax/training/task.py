@@ -21,7 +21,7 @@ from pit_jax.models import parameters, zoo
 from pit_jax.training.config import TrainConfig
 from pit_jax.training.evaluation import EvaluationStep
 from pit_jax.training.initial import initial_values
-from pit_jax.weights.files import WeightFile
+from pit_jax.weights.read import WeightFile
 
 Params = parameters.Params
 Batch = dict[str, Any]

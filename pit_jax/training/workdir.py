@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pit_jax.training.checkpoints import CHECKPOINT_FOLDER, RESULT_FILE
 from pit_jax.version import __version__
+from pit_jax.weights.run_directory import CHECKPOINT_FOLDER, RESULT_FILE
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 

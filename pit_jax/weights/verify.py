@@ -12,10 +12,11 @@ import jax
 import numpy as np
 
 from pit_jax.models import parameters, zoo
+from pit_jax.models.config import Grid, ModelConfig
 from pit_jax.models.torch_names import OURS
-from pit_jax.weights.files import WeightFile, import_torch
 from pit_jax.weights.load import to_torch
-from pit_jax.weights.match import FLOAT32, abstract_model, compare, describe, position_grid
+from pit_jax.weights.match import FLOAT32, Match, abstract_model, describe
+from pit_jax.weights.read import import_torch
 
 # Of logits, relative to the largest of the reference; float32 rounding stays below a tenth of it.
 TOLERANCE = 1e-4
@@ -37,17 +38,14 @@ class Difference:
         return f"{self.name:<12} {self.absolute:9.2e} absolute  {self.relative:9.2e} relative"
 
 
-def verify(
-    file: WeightFile, config: zoo.ModelConfig, params: Mapping[str, Any]
-) -> list[Difference]:
+def verify(found: Match, params: Mapping[str, Any]) -> list[Difference]:
     """Runs a fixed batch through timm's model with a file's tensors and ours with `params`.
 
     Both run in float32, ours at the highest matmul precision.
 
     Args:
-      file: what `params` were read from.
-      config: of our model.
-      params: nested dict of arrays that fits `config`.
+      found: the file that `params` were read from, beside the model's configuration.
+      params: nested dict of arrays that fits the configuration.
 
     Returns:
       Differences of every stage's map, of a ViT the last block's, then of the logits.
@@ -56,12 +54,13 @@ def verify(
       ValueError: torch or timm missing; a model or a file that timm does not have or accept.
     """
     torch = import_torch("verifying")
+    config = found.config
     height, width = config.image_size
     images = np.random.RandomState(0).standard_normal((BATCH, height, width, config.in_channels))
     images = images.astype(np.float32)
 
     model = reference_model(config)
-    _load_reference(model, file, config, params)
+    _load_reference(model, found, params)
     with torch.no_grad():
         batch = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
         # timm gives a convolutional network's stem, too, and every block of a ViT.
@@ -83,8 +82,8 @@ def verify(
         return {**named, "logits": network(images)}
 
     with jax.default_matmul_precision("highest"):
-        found = jax.device_get(run(dict(params), images))
-    return [_difference(name, found[name], value) for name, value in expected.items()]
+        ours = jax.device_get(run(dict(params), images))
+    return [_difference(name, ours[name], value) for name, value in expected.items()]
 
 
 def agrees(differences: list[Difference]) -> bool:
@@ -120,7 +119,7 @@ def import_timm() -> Any:
     return timm
 
 
-def reference_model(config: zoo.ModelConfig) -> Any:
+def reference_model(config: ModelConfig) -> Any:
     """timm's module of a configuration, in evaluation mode, with weights of its own.
 
     Raises:
@@ -137,33 +136,29 @@ def reference_model(config: zoo.ModelConfig) -> Any:
     return model.eval()
 
 
-def _load_reference(
-    model: Any, file: WeightFile, config: zoo.ModelConfig, params: Mapping[str, Any]
-) -> None:
+def _load_reference(model: Any, found: Match, params: Mapping[str, Any]) -> None:
     """Fills timm's model from the file; what the file lacks, a fresh head, comes from `params`.
 
     Counts of batches, which nothing is computed with, stay timm's where the file has none.
     """
     torch = import_torch("verifying")
-    comparison = compare(file, config)
+    file, config, table = found.file, found.config, found.table
     ours = {
         name: torch.from_numpy(np.array(value))
         for name, value in to_torch(params, config, "timm").items()
     }
-    if comparison.layout == OURS:
+    if found.layout == OURS:
         state = ours
     else:
-        tensors = {name: torch.from_numpy(value.copy()) for name, value in file.tensors.items()}
+        state = {name: torch.from_numpy(value.copy()) for name, value in file.tensors.items()}
         renamed = zoo.family_of(config).reference_state
-        state = renamed(tensors, model) if renamed else tensors
-        if comparison.classes != config.num_classes:
-            heads = {row.names["timm"] for row in comparison.table.head}
+        state = renamed(state, model) if renamed else state
+        if found.classes != config.num_classes:
+            heads = {row.names["timm"] for row in table.head}
             state = {name: value for name, value in state.items() if name not in heads}
             state |= {name: value for name, value in ours.items() if name in heads}
-        grid = position_grid(file, config)
-        if grid and grid != config.grids[0]:
-            prefix = comparison.table.prefix
-            state["pos_embed"] = _resized(state["pos_embed"], prefix, grid, config.grids[0])
+        if grid := found.other_grid:
+            state["pos_embed"] = _resized(state["pos_embed"], found, grid)
     counts = {
         name: value
         for name, value in model.state_dict().items()
@@ -175,9 +170,10 @@ def _load_reference(
         raise ValueError(f"timm does not load {file.source}: {error}") from error
 
 
-def _resized(position: Any, prefix: int | None, grid: Any, wanted: Any) -> Any:
+def _resized(position: Any, found: Match, grid: Grid) -> Any:
     """Positions for another grid, by torch's bicubic interpolation, as DeiT's fine-tuning does."""
     torch = import_torch("verifying")
+    prefix, wanted = found.table.prefix, found.config.grids[0]
     if prefix is None:
         return torch.nn.functional.interpolate(position, size=wanted, mode="bicubic")
     maps_bchw = position[:, prefix:].reshape(1, *grid, -1).permute(0, 3, 1, 2)

@@ -81,7 +81,7 @@ class TestAgainstTimm:
 
 @pytest.fixture(scope="module")
 def boxes() -> np.ndarray:
-    draw = jax.jit(lambda keys: erasing.draw_boxes(keys, (224, 224)))
+    draw = jax.jit(lambda keys: erasing.draw_boxes(keys, (224, 224), 0.25))
     return np.asarray(draw(image_keys(jax.random.key(1), 40_000)))
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from pit_jax.cli import evaluate as cli
-from pit_jax.training import evaluation
 
 ROOT = Path(__file__).parents[2]
 DIGITS = "--config=configs/digits.py:smoke"
@@ -56,9 +55,9 @@ def test_train_again_and_evaluate(tmp_path: Path):
         evaluated = program("evaluate.py", f"--weights={weights}", "--json")
         assert evaluated.returncode == 0, evaluated.stderr
         metrics = json.loads(evaluated.stdout.splitlines()[-1])
-        assert metrics["count"] == 50
-        assert metrics["top1"] == result["metrics"]["test/top1"]
-        assert f"{metrics['top1']:.4%}" in evaluated.stdout
+        assert metrics["test/count"] == 50
+        assert metrics["test/top1"] == result["metrics"]["test/top1"]
+        assert f"{metrics['test/top1']:.4%}" in evaluated.stdout
 
 
 @pytest.mark.parametrize(
@@ -99,21 +98,24 @@ def test_a_batch_the_devices_cannot_share(tmp_path: Path, monkeypatch: pytest.Mo
     )
 
 
-def test_an_image_size_is_written_as_for_pit_convert(monkeypatch: pytest.MonkeyPatch):
-    asked = []
-    monkeypatch.setattr(evaluation, "recorded_protocol", lambda _: evaluation.Protocol())
-    monkeypatch.setattr(
-        evaluation, "evaluate_weights", lambda _, **options: asked.append(options["image_size"])
-    )
+@pytest.mark.parametrize(
+    ("written", "size"),
+    [
+        (["--image_size=9,6"], (9, 6)),
+        (["--image_size", "9", "6"], (9, 6)),
+        (["--image_size=9"], (9, 9)),
+        ([], None),
+    ],
+)
+def test_an_image_size_is_written_as_for_pit_convert(
+    written: list[str], size: tuple[int, int] | None
+):
+    assert cli._image_size(cli._parser().parse_args(["--weights=x", *written]).image_size) == size
 
-    def evaluate(*size: str) -> None:
-        cli._evaluate(cli._parser().parse_args(["--weights=x", *size]))
 
-    for size in (["--image_size=9,6"], ["--image_size", "9", "6"], ["--image_size=9"], []):
-        evaluate(*size)
-    assert asked == [(9, 6), (9, 6), (9, 9), None]
+def test_an_image_size_that_is_none_is_refused():
     with pytest.raises(ValueError, match="image_size: expected SIZE or HEIGHT,WIDTH, found 'big'"):
-        evaluate("--image_size=big")
+        cli._image_size(["big"])
 
 
 def test_help_lists_the_flags_of_the_program():

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pit_jax.compile_report import chips, libtpu, measure, program, schedules, text
+from pit_jax.compile_report import chips, kernel_schedules, libtpu, measure, program, text
 from pit_jax.compile_report.collectives import Collective
 from pit_jax.compile_report.hlo import Module
 
@@ -55,8 +55,8 @@ def test_cycles_become_seconds_images_and_utilisation(module: Module) -> None:
     kernels = measure.read_kernels(
         module,
         {
-            "pit_attention_forward_test.2": schedules.Schedule("a", 8, 421, 3375, 0),
-            "pit_attention_forward_test.3": schedules.Schedule("b", 8, 421, 3375, 0),
+            "pit_attention_forward_test.2": kernel_schedules.Schedule("a", 8, 421, 3375, 0),
+            "pit_attention_forward_test.3": kernel_schedules.Schedule("b", 8, 421, 3375, 0),
         },
     )
     (kernel,) = kernels
@@ -114,7 +114,7 @@ ENTRY %main (x: f32[64,64]) -> f32[64,64] {
 
 def test_operations_are_summed_by_source(module: Module) -> None:
     kernels = measure.read_kernels(
-        module, {"pit_attention_forward_test.2": schedules.Schedule("a", 8, 421, 90_000, 0)}
+        module, {"pit_attention_forward_test.2": kernel_schedules.Schedule("a", 8, 421, 90_000, 0)}
     )
     operations = measure.read_operations(module, kernels)
     assert operations[0].location == "kernel pit_attention_forward_test"

@@ -104,7 +104,7 @@ def test_without_schedules_kernels_are_named_and_not_counted(tmp_path: Path) -> 
 
 
 KERNEL = """
-from pit_jax.compile_report import chips, libtpu, measure, schedules
+from pit_jax.compile_report import chips, kernel_schedules, libtpu, measure
 from pit_jax.compile_report.hlo import Module
 import jax, jax.numpy as jnp
 from jax.experimental import pallas as pl
@@ -128,7 +128,7 @@ device = libtpu.devices(chips.parse_slice("v5e:1x1"))[0]
 x = jax.ShapeDtypeStruct((16, 3, 128, 128), jnp.float32, sharding=SingleDeviceSharding(device))
 module = Module(jax.jit(both).lower(x).compile().as_text())
 calls = [step.instruction.name for step in module.steps if step.instruction.is_kernel]
-found = schedules.read_folder(libtpu.load(), calls)
+found = kernel_schedules.read_folder(libtpu.load(), calls)
 for schedule in found.values():
     print(len(calls), schedule.grid, schedule.bundles, schedule.executed, schedule.unknown_loops)
 """

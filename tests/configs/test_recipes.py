@@ -24,9 +24,9 @@ from pit_jax.tasks.classification.task import Classification
 from pit_jax.tasks.experiments import parse, prepare
 from pit_jax.training import loop, start
 from pit_jax.training.batches import TrainBatches
-from pit_jax.training.checkpoints import restore_params
 from pit_jax.training.state import create_state
-from pit_jax.weights import files
+from pit_jax.weights.read import read
+from pit_jax.weights.run_directory import restore_params
 
 ROOT = Path(__file__).parents[2]
 
@@ -258,7 +258,7 @@ def test_a_smoke_run_is_interrupted_resumed_and_evaluated(file: str, tmp_path: P
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "train/loss" in line] == [5, 10, 15, 20, 25, 30]
 
-    file = files.read(tmp_path)
+    file = read(tmp_path)
     protocol = Classification.evaluation_options(file)
     found = Classification.evaluate(file, protocol, batch_size=320).metrics
     assert found["count"] == result.metrics["test/count"] == 1280

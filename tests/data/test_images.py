@@ -232,10 +232,6 @@ class TestEvaluationCrop:
         pixels = images.evaluation_crop(china, (32, 48), "resize")
         np.testing.assert_array_equal(pixels, np.asarray(expected))
 
-    def test_unknown_protocol(self, china):
-        with pytest.raises(ValueError, match=r"'diet'; did you mean 'deit'\?"):
-            images.evaluation_crop(china, (224, 224), "diet")
-
 
 class TestPreprocess:
     def test_equals_timm(self, china, tmp_path):
@@ -259,6 +255,10 @@ class TestPreprocess:
         pixels = images.evaluation_crop(china, (64, 96), "resize") / 255
         expected = (pixels - images.IMAGENET_MEAN) / images.IMAGENET_STD
         np.testing.assert_allclose(found[0], expected, atol=1e-6)
+
+    def test_unknown_protocol(self, china):
+        with pytest.raises(ValueError, match=r"'diet'; did you mean 'deit'\?"):
+            images.preprocess(china, protocol="diet")
 
     def test_names_the_file(self, tmp_path):
         path = tmp_path / "notes.jpg"

@@ -11,8 +11,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from pit_jax.models import parameters
-from pit_jax.optim.adamp import adamp
-from pit_jax.optim.masks import weight_decay_mask
+from pit_jax.optim.optimizers import make_optimizer
 
 # Our shape, and the order of our axes that gives torch's tensor.
 TENSORS = {
@@ -96,8 +95,8 @@ def place_whole(value: np.ndarray) -> jax.Array:
 def train(
     name: str, place: Callable[[np.ndarray], jax.Array] = place_whole
 ) -> dict[str, np.ndarray]:
-    """What `adamp` makes of the weights, under jit."""
-    optimizer = adamp(RATE, weight_decay=DECAY, mask=weight_decay_mask, **SETTINGS[name])
+    """What "adamp" makes of the weights, under jit."""
+    optimizer = make_optimizer("adamp", RATE, weight_decay=DECAY, **SETTINGS[name])
 
     @jax.jit
     def step(gradients, state, params):
@@ -156,7 +155,7 @@ def test_sharding_does_not_change_the_steps():
 
 
 def test_follows_a_schedule():
-    optimizer = adamp(lambda step: 0.1 * (step + 1))
+    optimizer = make_optimizer("adamp", lambda step: 0.1 * (step + 1))
     params = {"bias": jnp.zeros(3)}
     state = optimizer.init(params)
     for step in range(3):
@@ -165,7 +164,7 @@ def test_follows_a_schedule():
 
 
 def test_needs_the_parameters():
-    optimizer = adamp(0.1)
+    optimizer = make_optimizer("adamp", 0.1)
     params = {"bias": jnp.zeros(3)}
     with pytest.raises(ValueError, match=r"needs the parameters: call update\("):
         optimizer.update(params, optimizer.init(params))

@@ -17,10 +17,10 @@ from pit_jax.training import start
 from pit_jax.training.checkpoints import Checkpoints
 from pit_jax.training.errors import TrainingError
 from pit_jax.training.setup import Experiment
-from pit_jax.weights import files
 from pit_jax.weights.cards import make_card
-from pit_jax.weights.files import write_weights
+from pit_jax.weights.read import read
 from pit_jax.weights.verify import reference_model
+from pit_jax.weights.write import write_weights
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_positions_are_resized_the_head_replaced_and_both_announced(
         found = parameters.flatten(prepare(config, workdir).task.initial_values())
     assert found["embedding/position"].shape == (1, 4, 4, 8)
     assert found["head/kernel"].shape == (16, 10)
-    stored = files.read(larger).tensors
+    stored = read(larger).tensors
     np.testing.assert_array_equal(found["pool0/fc/kernel"], stored["pool0/fc/kernel"])
     assert "starting from the weights" in caplog.text
     assert "map of positions resized from 8 x 8 to 4 x 4" in caplog.text

@@ -15,12 +15,13 @@ from pit_jax.models import parameters
 from pit_jax.tasks import experiments
 from pit_jax.tasks.classification.task import Classification
 from pit_jax.tasks.experiments import prepare
-from pit_jax.training import checkpoints, loop
+from pit_jax.training import loop
 from pit_jax.training.batches import TrainBatches
 from pit_jax.training.errors import TrainingError
 from pit_jax.training.start import compile_step
 from pit_jax.training.state import create_state
-from pit_jax.weights import files
+from pit_jax.weights.read import read
+from pit_jax.weights.run_directory import restore_params
 
 
 def events(workdir: Path) -> list[dict[str, float]]:
@@ -28,7 +29,7 @@ def events(workdir: Path) -> list[dict[str, float]]:
 
 
 def last_weights(workdir: Path) -> dict[str, np.ndarray]:
-    params, _ = checkpoints.restore_params(workdir)
+    params, _ = restore_params(workdir)
     return parameters.flatten(params)
 
 
@@ -173,7 +174,7 @@ def test_weights_to_start_from_are_taken_or_named(
 ):
     config.init_from = str(finished)
     values = parameters.flatten(prepare(config, workdir).task.initial_values())
-    exported = files.read(finished).tensors
+    exported = read(finished).tensors
     for name, value in values.items():
         np.testing.assert_array_equal(value, exported[name])
     config.init_from = str(finished / "nothing.pth")
@@ -184,7 +185,7 @@ def test_weights_to_start_from_are_taken_or_named(
 def test_weights_evaluate_to_the_accuracy_of_training(finished: Path):
     expected = json.loads((finished / "result.json").read_text())["metrics"]
     for source in (finished, finished / "model.safetensors"):
-        file = files.read(source)
+        file = read(source)
         protocol = Classification.evaluation_options(file)
         assert (protocol.data, protocol.split) == ("digits", "test[:37]")
         found = Classification.evaluate(file, protocol, batch_size=9).metrics
@@ -196,7 +197,7 @@ def test_weights_evaluate_to_the_accuracy_of_training(finished: Path):
 def test_an_unfinished_run_serves_its_newest_checkpoint(finished: Path, workdir: Path):
     shutil.copytree(finished, workdir)
     (workdir / "model.safetensors").unlink()
-    params, model = checkpoints.restore_params(workdir)
+    params, model = restore_params(workdir)
     assert model["name"] == "pit_ti"
     created = pit_jax.create_model("pit_ti", weights=workdir, **model["options"])
     loaded = parameters.flatten(parameters.split(created)[1])
@@ -214,14 +215,14 @@ def test_a_run_is_loaded_with_all_its_options(finished: Path):
 
 def test_a_directory_without_checkpoints_is_named(tmp_path: Path):
     with pytest.raises(ValueError, match="not a run directory"):
-        checkpoints.restore_params(tmp_path)
+        restore_params(tmp_path)
     (tmp_path / "config.json").write_text('{"model": {}}')
     with pytest.raises(ValueError, match="holds no complete checkpoint"):
-        checkpoints.restore_params(tmp_path)
+        restore_params(tmp_path)
 
 
 def test_the_exported_weights_are_those_of_the_last_checkpoint(finished: Path):
-    exported = files.read(finished / "model.safetensors")
+    exported = read(finished / "model.safetensors")
     assert exported.card is not None
     assert exported.card["model"] == "pit_ti"
     restored = last_weights(finished)

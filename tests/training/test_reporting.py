@@ -16,7 +16,8 @@ from PIL import Image
 from pit_jax.tasks.classification.task import Classification
 from pit_jax.training.curves import draw_curves
 from pit_jax.training.profile import Profile
-from pit_jax.training.reporting import CURVES_FILE, METRICS_FILE, Reporter
+from pit_jax.training.reporting import CURVES_FILE, Reporter
+from pit_jax.weights.run_directory import METRICS_FILE
 
 TRAINING = {"loss": 2.0, "top1": 0.5, "learning_rate": 0.1}
 TEST = {"loss": 1.5, "top1": 0.6, "top5": 0.9, "count": 10}

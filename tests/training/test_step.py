@@ -15,6 +15,7 @@ from pit_jax import sharding
 from pit_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
 from pit_jax.models import parameters, zoo
 from pit_jax.ops import lowerings
+from pit_jax.optim.optimizers import make_optimizer
 from pit_jax.tasks.classification.config import (
     AugmentConfig,
     ClassificationConfig,
@@ -23,7 +24,7 @@ from pit_jax.tasks.classification.config import (
 )
 from pit_jax.tasks.classification.task import Classification
 from pit_jax.tasks.experiments import prepare
-from pit_jax.training.start import jitted_step
+from pit_jax.training.start import compile_step, jitted_step
 from pit_jax.training.state import TrainState, create_state, initial_state
 from pit_jax.training.step import TrainStep, loss_function, make_train_step
 
@@ -246,3 +247,57 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(monkeypatch: pytest
     assert after.step == 2
     assert after.skipped.tolist() == [2, 2]
     assert metrics["skipped"] == 2
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "adamp"])
+def test_parameters_and_moments_that_do_not_move_stay_bit_for_bit(name: str):
+    """As in a supernet, whose step trains one path: all but the first block are left alone."""
+
+    class Partial(Classification):
+        def moves(self, key: jax.Array, params: parameters.Params) -> parameters.Params:
+            drawn = jax.random.bernoulli(key, 1.0)  # from the step's key, as a path is
+            return parameters.unflatten(
+                {
+                    path: jnp.full((1,) * leaf.ndim, path.startswith("stage0")) & drawn
+                    for path, leaf in parameters.flatten(params).items()
+                }
+            )
+
+    model = zoo.model_config("pit_ti", **OPTIONS)
+    _, values = parameters.split(zoo.build(model))
+    optimizer = make_optimizer(name, 0.1, weight_decay=0.05)
+    state = initial_state(values, optimizer, 0, ema=False)
+    step = jax.jit(make_train_step(Partial(SETTINGS, model), optimizer, lambda step: 0.1))
+    after, metrics = step(state, {}, batch(8))
+    whole, _ = jax.jit(make_train_step(Classification(SETTINGS, model), optimizer, lambda _: 0.1))(
+        state, {}, batch(8)
+    )
+    assert np.isfinite(metrics["loss"])
+    for path, leaf in parameters.flatten(after.params).items():
+        moved = whole if path.startswith("stage0") else state
+        np.testing.assert_array_equal(leaf, parameters.flatten(moved.params)[path])
+    moments = jax.tree_util.tree_leaves_with_path(after.optimizer)
+    before = jax.tree.leaves(state.optimizer)
+    for (path, leaf), old, new in zip(
+        moments, before, jax.tree.leaves(whole.optimizer), strict=True
+    ):
+        of_parameter = leaf.ndim > 0 and "stage0" not in jax.tree_util.keystr(path)
+        np.testing.assert_array_equal(leaf, old if of_parameter else new)
+
+
+def test_a_step_is_compiled_for_every_shape_of_batch(config: ConfigDict, workdir: Path):
+    """Two canvases are two programs of one task; the batch tells which one runs."""
+    experiment = prepare(config, workdir)
+    shapes = experiment.task.batch_shapes(32)[0]
+    small = dict(shapes, image=jax.ShapeDtypeStruct((16, 8, 8, 3), jnp.uint8))
+    small["label"] = jax.ShapeDtypeStruct((16,), jnp.int32)
+    experiment.task.batch_shapes = lambda size: (shapes, small)
+    values = experiment.task.initial_values()
+    state = create_state(values, experiment.optimizer, experiment.mesh, ema=True, seed=0)
+    step = compile_step(experiment, state, {})
+    for size in (32, 16):
+        rows = sharding.to_global(experiment.mesh, batch(size))
+        state, metrics = step(state, {}, rows)
+        assert np.isfinite(metrics["loss"])
+    with pytest.raises(ValueError, match=r"no step is compiled for a batch of .*24"):
+        step(state, {}, sharding.to_global(experiment.mesh, batch(24)))

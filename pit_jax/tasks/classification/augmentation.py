@@ -16,7 +16,7 @@ from pit_jax.augment.flip import draw_flips, flip
 from pit_jax.augment.keys import image_keys
 from pit_jax.augment.normalise import normalise
 from pit_jax.augment.policy import Policy
-from pit_jax.augment.randaugment import rand_augment
+from pit_jax.augment.randaugment_device import rand_augment
 from pit_jax.tasks.classification.mixing import draw_mixing, mix_images, mix_targets, smooth_targets
 
 

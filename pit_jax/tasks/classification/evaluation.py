@@ -22,9 +22,9 @@ from pit_jax.tasks.classification.config import Protocol
 from pit_jax.tasks.classification.input import eval_batches
 from pit_jax.training.evaluation import Batch, EvaluationStep, Sums, sum_over
 from pit_jax.training.task import Evaluation
-from pit_jax.weights import load
-from pit_jax.weights.files import WeightFile
+from pit_jax.weights.load import fit
 from pit_jax.weights.match import identify
+from pit_jax.weights.read import WeightFile
 
 
 def evaluation_step(graphdef: nnx.GraphDef) -> EvaluationStep:
@@ -96,7 +96,7 @@ def evaluate_weights(
     """Accuracy of the content of a weights file on a data set.
 
     Args:
-      file: of `weights.files.read`.
+      file: of `weights.read.read`.
       protocol: data and crop.
       model: a name of the zoo; None for the one the card or the shapes tell.
       batch_size: images per step over all devices, rounded up to a multiple of their number.
@@ -105,13 +105,14 @@ def evaluate_weights(
     Raises:
       ValueError: weights that do not fit, data that is not there.
     """
-    name, config = identify(file, model, image_size=image_size)
+    found = identify(file, model, image_size=image_size)
+    config = found.config
     check_protocol(protocol.crop)
     source = open_source(protocol.data, protocol.split, protocol.data_dir)
     _check_classes(file, config.num_classes, protocol, source)
     graphdef, _ = zoo.abstract(config, dtype=jnp.dtype(protocol.dtype))
     mesh = sharding.make_mesh()
-    params = jax.device_put(load.fit(file, config), sharding.replicated(mesh))
+    params = jax.device_put(fit(found), sharding.replicated(mesh))
     batches = eval_batches(
         source,
         image_size=config.image_size,
@@ -122,7 +123,7 @@ def evaluate_weights(
     began = time.monotonic()
     metrics = make_evaluator(graphdef, mesh, batches)(params)
     return Evaluation(
-        model=name,
+        model=found.name,
         parameters=parameters.count(params),
         data=source.name,
         options={"crop": protocol.crop, "dtype": protocol.dtype},

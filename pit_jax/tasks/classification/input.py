@@ -18,7 +18,7 @@ from pit_jax.data import images, jpeg
 from pit_jax.data.batching import Field
 from pit_jax.data.loading import Loader
 from pit_jax.data.pipeline import ALONE, Reading, RepeatedViews, batched
-from pit_jax.data.randaugment import rand_augment
+from pit_jax.data.randaugment_host import rand_augment
 from pit_jax.data.source import Source
 
 PADDING_LABEL = -1

@@ -23,11 +23,11 @@ from pit_jax.tasks.classification.losses import (
     cross_entropy,
     distillation_loss,
 )
-from pit_jax.tasks.classification.placement import placement
+from pit_jax.tasks.classification.placement import Placement, placement
 from pit_jax.training import initial
 from pit_jax.training.evaluation import EvaluationStep
 from pit_jax.training.task import Batch, Evaluation, Metric, Network, Params, Shapes, Task
-from pit_jax.weights.files import WeightFile
+from pit_jax.weights.read import WeightFile
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ class Classification(Task):
       config: the options.
       network: configuration of the model.
       teacher: configuration of the teacher; None without distillation.
+      place: which part of the input's work is the device's; None to work it out.
       num_examples: of the training split.
       data: its name.
       train_source, eval_source: the splits; None in a task without data.
@@ -65,6 +66,7 @@ class Classification(Task):
         network: Any,
         *,
         teacher: Any | None = None,
+        place: Placement | None = None,
         num_examples: int = IMAGENET_IMAGES,
         data: str = "imagenet2012/train",
         train_source: Any = None,
@@ -75,7 +77,7 @@ class Classification(Task):
         self.data = data
         self.train_source = train_source
         self.eval_source = eval_source
-        self.placement = placement(config)
+        self.placement = place or placement(config)
         self.network = network
         self.teacher = teacher
 
@@ -83,8 +85,8 @@ class Classification(Task):
     def open(cls, config: ClassificationConfig) -> Self:
         from pit_jax.data.sources import check_splits, open_source
 
-        # A mistake in the model is told before data is opened, and perhaps prepared.
-        placement(config)
+        # Mistakes are told before data is opened, and perhaps prepared.
+        place = placement(config)
         _network(config, config.model.num_classes or 1)
         train = open_source(config.data.name, config.data.train_split, config.data.data_dir)
         held_out = open_source(config.data.name, config.data.eval_split, config.data.data_dir)
@@ -94,6 +96,7 @@ class Classification(Task):
             config,
             network,
             teacher=_teacher(config, network),
+            place=place,
             num_examples=len(train),
             data=train.name,
             train_source=train,

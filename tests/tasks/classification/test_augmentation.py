@@ -13,7 +13,7 @@ from pit_jax.augment.flip import draw_flips, flip
 from pit_jax.augment.keys import image_keys
 from pit_jax.augment.normalise import normalise
 from pit_jax.augment.policy import parse
-from pit_jax.augment.randaugment import rand_augment
+from pit_jax.augment.randaugment_device import rand_augment
 from pit_jax.tasks.classification import mixing
 from pit_jax.tasks.classification.augmentation import training_batch
 
@@ -57,10 +57,10 @@ class TestOrder:
         @jax.jit
         def by_hand(key, images, labels):
             keys = jax.random.split(key, 4)
-            images = flip(images, draw_flips(image_keys(keys[0], BATCH)))
+            images = flip(images, draw_flips(image_keys(keys[0], BATCH), 0.5))
             images = rand_augment(images, image_keys(keys[1], BATCH), POLICY)
             pixels = normalise(images, MEAN, STD)
-            pixels = erasing.random_erasing(pixels, image_keys(keys[2], BATCH))
+            pixels = erasing.random_erasing(pixels, image_keys(keys[2], BATCH), 0.25)
             mixed = mixing.draw_mixing(keys[3], BATCH // 4, (16, 24))
             targets = mixing.mix_targets(labels, mixed, CLASSES, 0.1)
             return mixing.mix_images(pixels, mixed), targets

@@ -14,9 +14,9 @@ from pit_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
 from pit_jax.models import parameters, zoo
 from pit_jax.tasks.classification.config import Protocol
 from pit_jax.tasks.classification.evaluation import evaluate_weights, evaluation_step, zero_sums
-from pit_jax.weights import files
 from pit_jax.weights.cards import make_card
-from pit_jax.weights.files import write_weights
+from pit_jax.weights.read import read
+from pit_jax.weights.write import write_weights
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def evaluate(
         card["evaluation"] = {"data": trained_on}
     write_weights(weights, parameters.split(zoo.build(model_config))[1], card)
     protocol = Protocol(data=f"folder:{folder}", split="val", crop="resize")
-    return evaluate_weights(files.read(weights), protocol, batch_size=8).metrics
+    return evaluate_weights(read(weights), protocol, batch_size=8).metrics
 
 
 @pytest.mark.parametrize(

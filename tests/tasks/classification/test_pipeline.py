@@ -16,7 +16,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from pit_jax.augment import policy
-from pit_jax.data import images, loading, pipeline, randaugment, sources
+from pit_jax.data import images, loading, pipeline, randaugment_host, sources
 from pit_jax.data.source import Example, Source
 from pit_jax.tasks.classification import input
 
@@ -310,7 +310,7 @@ def test_flip_comes_before_randaugment_in_timms_order(source: Source):
     shear = dataclasses.replace(POLICY, probability=1.0)
     both, _ = take(training(source, flip_probability=1.0, policy=shear, **WHOLE), 1)
     after = [
-        np.asarray(randaugment.rand_augment(Image.fromarray(image), shear, rng))
+        np.asarray(randaugment_host.rand_augment(Image.fromarray(image), shear, rng))
         for image, rng in zip(flipped, generators(source), strict=True)
     ]
     np.testing.assert_array_equal(both, after)

@@ -15,7 +15,7 @@ from sklearn.datasets import load_sample_images
 from pit_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
 from pit_jax.tasks import experiments
 from pit_jax.tasks.classification.placement import placement
-from pit_jax.tasks.experiments import default_config, parse, prepare
+from pit_jax.tasks.experiments import parse, prepare
 from pit_jax.training import step
 from pit_jax.training.batches import TrainBatches
 from pit_jax.training.setup import Experiment
@@ -59,25 +59,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def config(folder: Path) -> ConfigDict:
-    config = default_config()
+def config(config: ConfigDict, folder: Path) -> ConfigDict:
+    """The tiny experiment on these photographs, without smoothing of labels."""
     config.batch_size = config.eval_batch_size = 8
     config.duration = "3 steps"
     config.log_every = "1 step"
     config.tensorboard = False
+    config.ema_decay = None
     config.optimizer.warmup = "1 step"
-    config.model.name = "pit_ti"
     config.model.image_size = (48, 56)
-    config.model.dtype = "float32"
-    config.model.options = {
-        "patch_size": 8,
-        "stride": 8,
-        "widths": (8, 16),
-        "depths": (1, 1),
-        "heads": (1, 2),
-    }
+    config.model.options.update(patch_size=8, stride=8)
     config.data.name = f"folder:{folder}"
     config.data.train_split = config.data.eval_split = "all"
+    config.data.eval_protocol = "deit"
+    config.augment.flip_probability = 0.5
     config.augment.label_smoothing = 0.0
     return config
 

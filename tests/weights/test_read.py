@@ -1,4 +1,4 @@
-"""Reading and writing: formats told by content, wrappers, damage, and files written whole."""
+"""Reading: formats told by content, wrappers, damage."""
 
 import argparse
 import hashlib
@@ -8,15 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
-from pit_jax.models.pit.config import PiTConfig
-from pit_jax.weights import files
-from pit_jax.weights.cards import card_config, make_card
+from pit_jax.weights.cards import card_config
+from pit_jax.weights.read import WeightFile, read
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.tensor([0.5, -1.0])}
 
@@ -26,7 +24,7 @@ def saved(path: Path, content: Any, **options: Any) -> Path:
     return path
 
 
-def assert_is_state(file: files.WeightFile) -> None:
+def assert_is_state(file: WeightFile) -> None:
     assert list(file.tensors) == list(STATE)
     for name, value in STATE.items():
         assert file.tensors[name].dtype == np.float32
@@ -49,7 +47,7 @@ def assert_is_state(file: files.WeightFile) -> None:
 def test_torch_checkpoints_are_unwrapped(content: Any, zipped: bool, tmp_path: Path) -> None:
     # The ending of the name says nothing, the content does.
     path = saved(tmp_path / "x.safetensors", content, _use_new_zipfile_serialization=zipped)
-    file = files.read(path)
+    file = read(path)
     assert_is_state(file)
     assert file.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert file.torch_version == torch.__version__
@@ -62,7 +60,7 @@ def test_all_floating_types_become_float32(dtype: torch.dtype, tmp_path: Path) -
     safetensors.torch.save_file(state, tmp_path / "x.bin")
     saved(tmp_path / "x.pth", state)
     for name in ("x.bin", "x.pth"):
-        tensors = files.read(tmp_path / name).tensors
+        tensors = read(tmp_path / name).tensors
         for key, value in STATE.items():
             assert tensors[key].dtype == np.float32
             np.testing.assert_array_equal(tensors[key], value.numpy())
@@ -74,9 +72,9 @@ def test_without_torch_safetensors_are_read_and_pth_is_refused(
     safetensors.torch.save_file({"half": torch.ones(2, dtype=torch.bfloat16)}, tmp_path / "x")
     saved(tmp_path / "x.pth", STATE)
     monkeypatch.setitem(sys.modules, "torch", None)
-    np.testing.assert_array_equal(files.read(tmp_path / "x").tensors["half"], [1, 1])
+    np.testing.assert_array_equal(read(tmp_path / "x").tensors["half"], [1, 1])
     with pytest.raises(ValueError, match="needs PyTorch: pip install torch"):
-        files.read(tmp_path / "x.pth")
+        read(tmp_path / "x.pth")
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -86,7 +84,7 @@ def test_a_truncated_torch_checkpoint_is_refused(kept: float, zipped: bool, tmp_
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content))])
     with pytest.raises(ValueError, match=r"x\.pth cannot be read as a torch checkpoint"):
-        files.read(path)
+        read(path)
 
 
 @pytest.mark.parametrize("kept", [9, 60, -1])
@@ -94,7 +92,7 @@ def test_a_truncated_safetensors_file_is_refused(kept: int, tmp_path: Path) -> N
     path = tmp_path / "x.safetensors"
     path.write_bytes(safetensors.torch.save(STATE)[:kept])
     with pytest.raises(ValueError, match="damaged or truncated"):
-        files.read(path)
+        read(path)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +111,7 @@ def test_a_file_that_is_no_checkpoint_is_described(
     path = tmp_path / "x.pth"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"is no weights file: .*{found}"):
-        files.read(path)
+        read(path)
 
 
 class Trap:
@@ -134,7 +132,7 @@ def test_code_in_a_checkpoint_is_not_run(writer: str, tmp_path: Path) -> None:
     else:
         path.write_bytes(pickle.dumps(Trap(sprung), protocol=2))
     with pytest.raises(ValueError, match=r"other Python objects .*state_dict\(\)"):
-        files.read(path)
+        read(path)
     assert not sprung.exists()
 
 
@@ -149,81 +147,21 @@ def test_code_in_a_checkpoint_is_not_run(writer: str, tmp_path: Path) -> None:
 )
 def test_other_content_is_named(content: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        files.read(saved(tmp_path / "x.pth", content))
+        read(saved(tmp_path / "x.pth", content))
 
 
 def test_nothing_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no file or directory 'timm/pit_s'.* hf:owner/name"):
-        files.read("timm/pit_s")
+        read("timm/pit_s")
     with pytest.raises(ValueError, match="not a run directory"):
-        files.read(tmp_path)
-
-
-def test_our_file_carries_weights_and_card(tiny: PiTConfig, tmp_path: Path) -> None:
-    params = {"a": {"kernel": jnp.arange(6.0).reshape(2, 3).T, "bias": jnp.ones(2, jnp.bfloat16)}}
-    card = make_card("pit_ti", tiny, source="x.pth", sha256="00", layout="timm", command="convert")
-    files.write_weights(tmp_path / "model.safetensors", params, card)
-    for path in (tmp_path / "model.safetensors", tmp_path):
-        file = files.read(path)
-        assert list(file.tensors) == ["a/bias", "a/kernel"]
-        np.testing.assert_array_equal(file.tensors["a/kernel"], params["a"]["kernel"])
-        assert {value.dtype for value in file.tensors.values()} == {np.dtype(np.float32)}
-        assert file.card == files.read_card(path) == card
-        assert file.source == str(path)
-    assert card_config(card) == tiny
-    assert card["options"] == {"widths": [8, 16], "depths": [1, 2], "heads": [1, 2]}
-    assert card["image_size"] == [40, 40]
-    assert (card["sha256"], card["layout"], card["command"]) == ("00", "timm", "convert")
-    assert {"pit_jax", "jax"} <= card["versions"].keys()
-
-
-def test_equal_conversions_give_equal_files(tiny: PiTConfig, tmp_path: Path) -> None:
-    params = {"b": jnp.ones(3), "a": {"x": jnp.zeros((2, 2))}}
-    for name in ("first.safetensors", "second.safetensors"):
-        files.write_weights(tmp_path / name, params, make_card("pit_ti", tiny, source="x"))
-    assert (tmp_path / "first.safetensors").read_bytes() == (
-        tmp_path / "second.safetensors"
-    ).read_bytes()
+        read(tmp_path)
 
 
 def test_a_file_of_others_has_no_card(tmp_path: Path) -> None:
     safetensors.torch.save_file(STATE, tmp_path / "x", metadata={"format": "pt"})
-    assert files.read(tmp_path / "x").card is None
-    with pytest.raises(ValueError, match="carries no card"):
-        files.read_card(tmp_path / "x")
+    assert read(tmp_path / "x").card is None
 
 
 def test_an_incomplete_card_is_refused() -> None:
     with pytest.raises(ValueError, match="no entry 'options'; it has model"):
         card_config({"model": "pit_ti"})
-
-
-def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
-    target = tmp_path / "model.safetensors"
-    target.mkdir()  # cannot be replaced by a file, which shows only at the very end
-    with pytest.raises(OSError, match=r"model\.safetensors"):
-        files.replace_file(target, b"new")
-    assert [path.name for path in tmp_path.iterdir()] == [target.name]
-    target.rmdir()
-    files.replace_file(target, b"old")
-    files.replace_file(target, b"new")
-    assert target.read_bytes() == b"new"
-    assert [path.name for path in tmp_path.iterdir()] == [target.name]
-
-
-def test_only_our_kind_of_parameters_and_names_are_written(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"ends in \.safetensors, found '.*x\.pth'"):
-        files.write_weights(tmp_path / "x.pth", {}, {})
-    with pytest.raises(ValueError, match="floating-point parameters, a is int32"):
-        files.write_weights(tmp_path / "x.safetensors", {"a": np.int32(3)}, {})
-    with pytest.raises(ValueError, match=r"ends in \.pth or .*, found '.*x\.npz'"):
-        files.write_torch(tmp_path / "x.npz", {}, {})
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_torch_safetensors_file_keeps_the_card(tmp_path: Path) -> None:
-    state = {"w": np.arange(6, dtype=np.float32).reshape(2, 3).T}
-    files.write_torch(tmp_path / "x.safetensors", state, {"model": "pit_ti"})
-    loaded = safetensors.torch.load_file(tmp_path / "x.safetensors")
-    np.testing.assert_array_equal(loaded["w"], state["w"])
-    assert files.read_card(tmp_path / "x.safetensors") == {"model": "pit_ti"}

@@ -9,14 +9,14 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from pit_jax.augment import randaugment
+from pit_jax.augment import randaugment_device
 from pit_jax.augment.keys import image_keys
 from pit_jax.augment.policy import ENHANCING, GEOMETRIC, KNOWN, OPERATIONS, argument, parse
-from pit_jax.data.randaugment import apply_operation
+from pit_jax.data.randaugment_host import apply_operation
 
 RECIPE = parse("rand-m9-mstd0.5-inc1")
 CASES = [(level, sign) for level in (0.0, 2.7, 8.6, 10.0) for sign in (1, -1)]
-APPLY = jax.jit(functools.partial(randaugment.apply_operations, among=KNOWN))
+APPLY = jax.jit(functools.partial(randaugment_device.apply_operations, among=KNOWN))
 EXACT = (
     "Equalize",
     "Invert",
@@ -75,7 +75,7 @@ class TestAgainstPIL:
 
     def test_nothing(self, photographs):
         count = len(photographs)
-        operation = jnp.full(count, randaugment.NOTHING)
+        operation = jnp.full(count, randaugment_device.NOTHING)
         result = APPLY(photographs, operation, jnp.ones(count))
         np.testing.assert_array_equal(np.asarray(result), photographs)
 
@@ -99,7 +99,7 @@ class TestAgainstPIL:
 @pytest.fixture(scope="module")
 def drawn() -> tuple[np.ndarray, np.ndarray]:
     """The recipe's operations and values for many images."""
-    draw = jax.jit(lambda keys: randaugment.draw_operations(keys, RECIPE))
+    draw = jax.jit(lambda keys: randaugment_device.draw_operations(keys, RECIPE))
     operations, values = draw(image_keys(jax.random.key(0), 40_000))
     return np.asarray(operations), np.asarray(values)
 
@@ -162,7 +162,7 @@ class TestDistribution:
 
     def test_other_policies(self):
         policy = parse("rand-m8-mstdinf-p1-n1")
-        draw = jax.jit(lambda keys: randaugment.draw_operations(keys, policy))
+        draw = jax.jit(lambda keys: randaugment_device.draw_operations(keys, policy))
         operations, values = map(np.asarray, draw(image_keys(jax.random.key(0), 30_000)))
         assert operations.shape == (30_000, 1)
         assert operations.min() == 0
@@ -173,7 +173,7 @@ class TestDistribution:
     def test_other_sets(self, text):
         """The first by the weights, the second by the weights of what is left, and as strong."""
         policy = parse(text)
-        draw = jax.jit(lambda keys: randaugment.draw_operations(keys, policy))
+        draw = jax.jit(lambda keys: randaugment_device.draw_operations(keys, policy))
         operations, values = map(np.asarray, draw(image_keys(jax.random.key(0), 20_000)))
         places = [KNOWN.index(name) for name in policy.operations]
         pairs = np.zeros((len(KNOWN), len(KNOWN)))
@@ -211,8 +211,8 @@ class TestRandAugment:
 
         @jax.jit
         def run(images, keys):
-            drawn = randaugment.draw_operations(keys, policy)
-            return *drawn, randaugment.rand_augment(images, keys, policy)
+            drawn = randaugment_device.draw_operations(keys, policy)
+            return *drawn, randaugment_device.rand_augment(images, keys, policy)
 
         operations, values, result = map(np.asarray, run(batch, keys))
         far = 0

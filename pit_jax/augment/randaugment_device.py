@@ -1,12 +1,12 @@
-"""RandAugment on the device: PIL's operations over a whole batch at once.
+"""RandAugment on the device: PIL's operations on a whole batch at once.
 
-The same policy and distribution as on the host (pit_jax.data.randaugment), pixels within a grey
-level or two of PIL's. Every image goes through every kind of operation and keeps the one it drew:
-the geometric ones are one warp with a matrix per image, the enhancing ones one blend with a
-degenerate image, the rest maps of the 256 levels. The warp and the histogram gather and scatter,
-which GPUs do well and TPUs do not.
+Policy and distribution are those of the host (pit_jax.data.randaugment_host), pixels within a grey
+level or two of PIL's. Every image passes through every kind of operation and keeps the result of
+the one it drew: the geometric operations are one warp with a matrix per image, the enhancing ones
+one blend with a degenerate image, the others maps of the 256 levels. The warp gathers and the
+histogram scatters, which GPUs do well and TPUs do not.
 
-Images are uint8 (B, H, W, 3); `operation` (B,) int32 is a place in policy.KNOWN, or NOTHING;
+Images are uint8 (B, H, W, 3); `operation` (B,) int32 is an index into policy.KNOWN, or NOTHING;
 `value` (B,) float32 is its argument, see policy.argument.
 """
 
@@ -20,27 +20,28 @@ from pit_jax.augment.policy import ENHANCING, FILL, GEOMETRIC, KNOWN, OPERATIONS
 
 NOTHING = -1
 LEVELS = 256
-# Weights of red, green and blue in the luma, of 65536.
+# Weights of red, green and blue in the luma, in units of 1 / 65536.
 LUMA = (19595, 38470, 7471)
 
 
 def rand_augment(images: jax.Array, keys: jax.Array, policy: Policy) -> jax.Array:
-    """Images (B, H, W, 3) uint8 after the operations drawn from `keys` (B,)."""
+    """Applies operations drawn from `keys` (B,) to images (B, H, W, 3) uint8."""
     operations, values = draw_operations(keys, policy)
 
     def layer(images: jax.Array, drawn: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         return apply_operations(images, *drawn, among=policy.operations), None
 
-    # A loop, because across its border a compiler neither draws anew for every pixel that asks nor
-    # warps the first layer anew for every pixel of the second.
+    # A loop, since XLA does not fuse across its border: otherwise it may repeat the draws for every
+    # pixel, and the warp of the first layer for every pixel of the second.
     return jax.lax.scan(layer, images, (operations.T, values.T))[0]
 
 
 def draw_operations(keys: jax.Array, policy: Policy) -> tuple[jax.Array, jax.Array]:
-    """Operations, int32 (B, layers), NOTHING where not applied, and their arguments, float32.
+    """Draws operations, int32 (B, layers), NOTHING where none is applied, and their arguments,
+    float32 (B, layers).
 
-    Operations are uniform with replacement, or by weights without, magnitudes normal and clipped,
-    signs even.
+    Operations are uniform with replacement, or weighted without; magnitudes are normal and clipped;
+    both signs are equally likely.
     """
     places = jnp.array([KNOWN.index(name) for name in policy.operations], jnp.int32)
 
@@ -55,8 +56,8 @@ def draw_operations(keys: jax.Array, policy: Policy) -> tuple[jax.Array, jax.Arr
         if policy.weights is None:
             place = (choice * len(places)).astype(jnp.int32)
         else:
-            # The largest of Gumbel variables shifted by logarithms of weights: one after the other,
-            # each by the weights of those that are left.
+            # Gumbel top-k: the largest of Gumbel variables shifted by the logarithms of the weights
+            # are a weighted draw without replacement.
             scores = jnp.log(jnp.array(policy.weights))
             scores += jax.random.gumbel(jax.random.fold_in(key, 1), scores.shape)
             place = jax.lax.top_k(scores, policy.layers)[1]
@@ -70,7 +71,7 @@ def draw_operations(keys: jax.Array, policy: Policy) -> tuple[jax.Array, jax.Arr
 def _arguments(
     operation: jax.Array, magnitude: jax.Array, sign: jax.Array, policy: Policy
 ) -> jax.Array:
-    """Each operation's argument; the three of one shape."""
+    """Returns the argument of each operation; all arrays have one shape."""
     table = [
         argument(name, magnitude, sign, increasing=policy.increasing, numpy=jnp)
         for name in policy.operations
@@ -85,7 +86,7 @@ def apply_operations(
     *,
     among: Sequence[str] = OPERATIONS,
 ) -> jax.Array:
-    """One operation on each image; `among` are those that there may be."""
+    """Applies one operation to each image; `among` names the operations that can occur."""
     if "Desaturate" in among:
         desaturates = operation == KNOWN.index("Desaturate")
         operation = jnp.where(desaturates, KNOWN.index("Color"), operation)
@@ -101,11 +102,12 @@ def apply_operations(
 
 
 def _is(operation: jax.Array, name: str) -> jax.Array:
-    """(B, 1, 1, 1), to choose among images."""
+    """Marks the images that drew an operation: (B, 1, 1, 1)."""
     return (operation == KNOWN.index(name))[:, None, None, None]
 
 
 def _drawn(operation: jax.Array, names: tuple[str, ...]) -> jax.Array:
+    """Marks the images that drew one of several operations: (B, 1, 1, 1)."""
     return jnp.isin(operation, jnp.array([KNOWN.index(name) for name in names]))[
         :, None, None, None
     ]
@@ -117,7 +119,7 @@ def _drawn(operation: jax.Array, names: tuple[str, ...]) -> jax.Array:
 def _matrices(
     operation: jax.Array, value: jax.Array, size: tuple[int, int]
 ) -> tuple[jax.Array, ...]:
-    """Six (B,) coefficients a to f: the result at (x, y) shows (ax + by + c, dx + ey + f)."""
+    """Returns six (B,) coefficients: the result at (x, y) shows (ax + by + c, dx + ey + f)."""
     height, width = size
     angle = -jnp.deg2rad(value)
     cosine, sine = jnp.cos(angle), jnp.sin(angle)
@@ -127,7 +129,7 @@ def _matrices(
     a = e = jnp.where(rotates, cosine, 1.0)
     b = jnp.where(rotates, sine, jnp.where(shears_x, value, 0.0))
     d = jnp.where(rotates, -sine, jnp.where(shears_y, value, 0.0))
-    # Rotations keep the centre of the image in place; shears keep its upper left corner.
+    # A rotation keeps the centre of the image in place, a shear its upper left corner.
     c = width / 2 - cosine * (width / 2) - sine * (height / 2)
     f = height / 2 + sine * (width / 2) - cosine * (height / 2)
     c = jnp.where(rotates, c, jnp.where(moves_x, value * width, 0.0))
@@ -136,7 +138,7 @@ def _matrices(
 
 
 def _warp(images: jax.Array, operation: jax.Array, value: jax.Array) -> jax.Array:
-    """PIL's affine transform: bicubic without antialiasing, the fill colour outside the image."""
+    """Warps as PIL's affine transform: bicubic without antialiasing, `FILL` outside the image."""
     batch, height, width, _ = images.shape
     a, b, c, d, e, f = (
         coefficient[:, None, None] for coefficient in _matrices(operation, value, (height, width))
@@ -162,14 +164,14 @@ def _warp(images: jax.Array, operation: jax.Array, value: jax.Array) -> jax.Arra
         crossings = [_cubic([_unpack(tap, channel) for tap in row], part_x) for row in taps]
         value = jnp.clip(_cubic(crossings, part_y), 0, LEVELS - 1)
         channels.append(jnp.where(inside, value.astype(jnp.uint8), jnp.uint8(FILL[channel])))
-    # Without the barrier a compiler may gather all taps again for each channel of the result.
+    # Without the barrier XLA may gather all taps again for each channel of the result.
     warped = jax.lax.optimization_barrier(_pack(channels))
     return jnp.stack([_unpack(warped, channel) for channel in range(3)], -1).astype(jnp.uint8)
 
 
 def _cubic(values: list[jax.Array], part: jax.Array) -> jax.Array:
-    """The value `part` of the way from the second to the third of four, by the cubic kernel with
-    a = -1: PIL resizes with -0.5 but transforms with -1.
+    """Interpolates at `part` of the way from the second to the third of four values, by the cubic
+    kernel with a = -1: PIL resizes with -0.5 but transforms with -1.
     """
     before, first, second, after = values
     slope = second - before
@@ -179,7 +181,7 @@ def _cubic(values: list[jax.Array], part: jax.Array) -> jax.Array:
 
 
 def _pack(channels: Sequence[jax.Array]) -> jax.Array:
-    """Red, green and blue of a pixel as one number, so that one gather fetches all three."""
+    """Packs red, green and blue into one number, so that one gather fetches all three."""
     red, green, blue = (channel.astype(jnp.uint32) for channel in channels)
     return red | green << 8 | blue << 16
 
@@ -192,7 +194,7 @@ def _unpack(packed: jax.Array, channel: int) -> jax.Array:
 
 
 def _enhance(images: jax.Array, operation: jax.Array, value: jax.Array) -> jax.Array:
-    """PIL's ImageEnhance: away from (factor above 1) or towards a degenerate image."""
+    """Enhances as PIL: away from a degenerate image (factor above 1) or towards it."""
     grey = _luma(images)
     degenerate = jnp.where(_is(operation, "Color"), grey, 0)
     degenerate = jnp.where(_is(operation, "Contrast"), _mean(grey), degenerate)
@@ -203,21 +205,21 @@ def _enhance(images: jax.Array, operation: jax.Array, value: jax.Array) -> jax.A
 
 
 def _luma(images: jax.Array) -> jax.Array:
-    """Brightness, int32 (B, H, W, 1), in PIL's integer arithmetic."""
+    """Returns the luma, int32 (B, H, W, 1), in PIL's integer arithmetic."""
     weights = jnp.array(LUMA, jnp.int32)[None, None, None]
     total = (images.astype(jnp.int32) * weights).sum(-1, keepdims=True)
     return (total + 0x8000) >> 16
 
 
 def _mean(grey: jax.Array) -> jax.Array:
-    """The mean over an image, rounded: int32 (B, 1, 1, 1)."""
+    """Returns the mean over each image, rounded: int32 (B, 1, 1, 1)."""
     pixels = grey.shape[1] * grey.shape[2]
     total = grey.astype(jnp.uint32).sum((1, 2, 3), keepdims=True)
     return ((total + pixels // 2) // pixels).astype(jnp.int32)
 
 
 def _smooth(images: jax.Array) -> jax.Array:
-    """PIL's SMOOTH filter, ones around a five over 13; the outermost pixels stay as they are."""
+    """Applies PIL's SMOOTH filter, ones around a five over 13; the outermost pixels stay."""
     wide = images.astype(jnp.int32)
     height, width = images.shape[1:3]
     if height < 3 or width < 3:
@@ -231,9 +233,11 @@ def _smooth(images: jax.Array) -> jax.Array:
 
 
 def _blur(images: jax.Array, sigma: jax.Array) -> jax.Array:
-    """PIL's GaussianBlur for standard deviations (B,) of at most 2: three boxes across, then three
-    down, each rounded to levels, whose ends count in part, so that the variances add up. Weights
-    are of 2^24, as PIL's: with a standard deviation of 1 every sixth sum is half a level.
+    """Blurs as PIL's GaussianBlur for standard deviations (B,) of at most 2.
+
+    Three boxes across, then three down, each rounded to levels. The ends of a box count in part, so
+    that the variances add up. Weights are in units of 1 / 2^24, as PIL's: with a standard deviation
+    of 1 every sixth sum is half a level.
     """
     variance = jnp.square(sigma) / 3
     whole = jnp.floor((jnp.sqrt(12 * variance + 1) - 1) / 2)  # pixels on each side, 0 or 1
@@ -250,7 +254,7 @@ def _blur(images: jax.Array, sigma: jax.Array) -> jax.Array:
 
 
 def _box(levels: jax.Array, axis: int, weights: Sequence[jax.Array]) -> jax.Array:
-    """Weighted sums of five neighbours along an axis, uint32 and rounded; weights (B,)."""
+    """Sums five neighbours along an axis by weights (B,): uint32, rounded."""
     size = levels.shape[axis]
     padding = [(2, 2) if number == axis else (0, 0) for number in range(levels.ndim)]
     padded = jnp.pad(levels, padding, mode="edge")
@@ -286,18 +290,18 @@ def _map_levels(images: jax.Array, operation: jax.Array, value: jax.Array) -> ja
 
 
 def _stretch(levels: jax.Array) -> jax.Array:
-    """Each channel's darkest level to 0 and its brightest to 255."""
+    """Stretches the levels of each channel: the darkest to 0, the brightest to 255."""
     low, high = levels.min((1, 2), keepdims=True), levels.max((1, 2), keepdims=True)
     return jnp.where(high > low, (levels - low) * 255 // jnp.maximum(high - low, 1), levels)
 
 
 def _equalize(levels: jax.Array, wanted: jax.Array) -> jax.Array:
-    """Each channel's levels spread so that about as many pixels have each, where `wanted`."""
+    """Equalises the histogram of each channel; only in images that are `wanted` (B, 1, 1, 1)."""
     batch, height, width, channels = levels.shape
     flat = levels.reshape(batch, height * width, channels).swapaxes(1, 2)  # (B, 3, HW)
-    # Counting is the costly part; images that do not need it count outside the table, for nothing.
+    # Counting is the costly part; images that are not wanted count outside the table, for free.
     counted = jnp.where(wanted[..., 0], flat, LEVELS)
-    # vmap, because a scatter over explicit batch indices would be exchanged between devices.
+    # vmap: a scatter over explicit batch indices would be exchanged between devices.
     counts = jax.vmap(jax.vmap(_count))(counted)
 
     brightest = jnp.take_along_axis(counts, flat.max(-1, keepdims=True), axis=-1)
@@ -313,5 +317,5 @@ def _equalize(levels: jax.Array, wanted: jax.Array) -> jax.Array:
 
 
 def _count(levels: jax.Array) -> jax.Array:
-    """How many of `levels` (N,) are 0, 1, ..., 255; others are not counted."""
+    """Counts how many of `levels` (N,) are 0, 1, ..., 255; others are not counted."""
     return jnp.zeros(LEVELS, jnp.int32).at[levels].add(1, mode="drop")

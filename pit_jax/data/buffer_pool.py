@@ -1,7 +1,7 @@
-"""Arrays in memory that is used again.
+"""A pool of reusable buffers.
 
-The system clears every page it gives out and takes large blocks back as soon as they are free: an
-image or a batch in fresh memory costs as much again as copying it.
+The operating system clears every page it hands out and takes large blocks back as soon as they are
+free: an image or a batch in fresh memory costs as much again as copying it.
 """
 
 import math
@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 
-class Memory:
-    """Arrays whose memory is used again once an array and all its views are gone.
+class BufferPool:
+    """Arrays whose memory returns to the pool once an array and all its views are gone.
 
-    A block too small for what is asked for is given up, so that after a while all are as large as
-    the largest arrays. Any number of threads may use one.
+    A free block that is too small for the next array is dropped: after a while all blocks are as
+    large as the largest arrays. A pool may be used from any number of threads.
 
     Args:
-      largest: bytes; the memory of larger arrays goes back to the system.
+      largest: bytes; the memory of larger arrays is not kept.
     """
 
     def __init__(self, largest: float = math.inf) -> None:
@@ -27,7 +27,7 @@ class Memory:
         self._free: deque[bytearray] = deque()
 
     def array(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        """An array that is nobody else's. Its contents are whatever they were."""
+        """Returns an uninitialised array that shares its memory with no other."""
         count = math.prod(shape)
         size = count * np.dtype(dtype).itemsize
         try:
@@ -36,7 +36,7 @@ class Memory:
             block = bytearray(size)
         if len(block) < size:
             block = bytearray(size)
-        # Views of an array keep alive the first one, which is not made from an array.
+        # The first array over the block, which every view of it keeps alive.
         first = np.frombuffer(block, dtype, count)
         if len(block) <= self._largest:
             weakref.finalize(first, self._free.append, block).atexit = False

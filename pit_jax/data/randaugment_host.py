@@ -1,6 +1,6 @@
-"""RandAugment on the host, on PIL images, pixel for pixel what timm's operations give.
+"""RandAugment on the host, on PIL images, with the same pixels as timm's operations.
 
-The policy, its grammar and its strengths are in pit_jax.augment.policy.
+pit_jax.augment.policy has the policy, its grammar and the strengths of the operations.
 """
 
 from collections.abc import Callable
@@ -15,17 +15,17 @@ Operation = Callable[[Image.Image, float], Image.Image]
 
 
 def rand_augment(image: Image.Image, policy: Policy, rng: np.random.Generator) -> Image.Image:
-    """An RGB image after as many drawn operations as the policy has layers."""
+    """Applies one drawn operation per layer of the policy to an RGB image."""
     for name, value in draw_operations(policy, rng):
         image = apply_operation(image, name, value)
     return image
 
 
 def draw_operations(policy: Policy, rng: np.random.Generator) -> list[tuple[str, float]]:
-    """The (operation, argument) pairs of one image, in order; those not applied left out.
+    """Draws the (operation, argument) pairs of one image, in order; only those to be applied.
 
-    Operations are uniform with replacement, or by weights without, magnitudes normal and clipped,
-    signs even.
+    Operations are uniform with replacement, or weighted without; magnitudes are normal and clipped;
+    both signs are equally likely.
     """
     drawn = []
     for index in _choose(policy, rng):
@@ -45,7 +45,7 @@ def draw_operations(policy: Policy, rng: np.random.Generator) -> list[tuple[str,
 
 
 def _choose(policy: Policy, rng: np.random.Generator) -> np.ndarray:
-    """Places among the policy's operations, one a layer."""
+    """Draws indices into the policy's operations, one per layer."""
     count = len(policy.operations)
     if policy.weights is None:
         return rng.integers(count, size=policy.layers)
@@ -54,13 +54,13 @@ def _choose(policy: Policy, rng: np.random.Generator) -> np.ndarray:
 
 
 def apply_operation(image: Image.Image, name: str, value: float) -> Image.Image:
-    """One operation on an RGB image; `value` is its argument, see pit_jax.augment.policy.argument.
+    """Applies one operation to an RGB image; pit_jax.augment.policy.argument gives its `value`.
 
     Geometric operations interpolate bicubically and fill the uncovered part with ImageNet's mean
     colour.
 
     Raises:
-      ValueError: an operation that does not exist.
+      ValueError: no such operation.
     """
     if name not in _FUNCTIONS:
         raise ValueError(
@@ -70,7 +70,7 @@ def apply_operation(image: Image.Image, name: str, value: float) -> Image.Image:
 
 
 def _affine(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
-    """`matrix` takes (x, y, 1) of the result to (x, y) of the image, row by row."""
+    """Warps; `matrix`, row by row, maps (x, y, 1) of the result to (x, y) of the image."""
     return image.transform(
         image.size,
         Image.Transform.AFFINE,

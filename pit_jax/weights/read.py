@@ -1,8 +1,7 @@
-"""Weight files: what they hold is told from their content, and they are written whole or not at
-all.
+"""Reading weights: the format of a file is told from its content, not from its name.
 
 Reads a `.safetensors` file (ours or torch's, without torch), a torch checkpoint (with
-`weights_only=True`), a directory of ours, and "hf:owner/name". Writes the first two.
+`weights_only=True`), a directory of ours, and "hf:owner/name".
 """
 
 import argparse
@@ -18,28 +17,19 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-import safetensors.numpy
 
-from pit_jax.files import replace_file
 from pit_jax.models import parameters, zoo
 from pit_jax.weights import hub
-from pit_jax.weights.cards import Card, make_card
+from pit_jax.weights.cards import CARD_KEY, Card, make_card
+from pit_jax.weights.run_directory import WEIGHTS_FILE, restore_params
 
 Source = str | os.PathLike[str]
 
-# The file of a directory of ours, as on the hub.
-DIRECTORY_FILE = "model.safetensors"
-
-# Key of the card, as JSON, in the header of a .safetensors file.
-CARD_KEY = "pit_jax"
-
-SAFETENSORS_SUFFIX = ".safetensors"
-TORCH_SUFFIXES = (".pth", ".pt", ".bin")
-
-# Layers around the entries of a state dict that are taken off, from the outside in.
+# Keys under which checkpoints nest their state dict, outermost first.
 WRAPPERS = ("model", "state_dict")
 PREFIX = "module."  # of torch's data-parallel wrappers
 
+# safetensors reads bfloat16 into NumPy only from a path, which would read the file a second time.
 _NUMPY_TYPES = {
     "BF16": np.dtype(jnp.bfloat16),
     "F16": np.dtype(np.float16),
@@ -59,11 +49,11 @@ class WeightFile:
     """The content of a source of weights.
 
     Attributes:
-      tensors: arrays by the names they are stored under; floating ones as float32.
-      source: what was read; for the hub with its commit.
+      tensors: arrays by the names they are stored under, floating-point ones in float32.
+      source: the path or identifier read; for the hub with its commit.
       sha256: of the file, in hexadecimal; None for a directory of checkpoints.
-      card: of a file of ours.
-      torch_version: of the torch that read it; None if none was needed.
+      card: the card of a file of ours; None for others.
+      torch_version: version of torch, if it was needed to read the file.
     """
 
     tensors: dict[str, np.ndarray]
@@ -74,7 +64,7 @@ class WeightFile:
 
 
 def read(source: Source) -> WeightFile:
-    """Reads weights from wherever they are.
+    """Reads weights from a file, a directory or the hub, once.
 
     Args:
       source: path of a .safetensors file, a torch checkpoint or a directory of ours, or
@@ -89,7 +79,7 @@ def read(source: Source) -> WeightFile:
         return dataclasses.replace(_read_file(path), source=name)
     path = Path(source)
     if path.is_dir():
-        return read_run_directory(path)
+        return _read_run_directory(path)
     if not path.is_file():
         raise ValueError(
             f"there is no file or directory {str(source)!r}; a model on the hub is written "
@@ -98,7 +88,7 @@ def read(source: Source) -> WeightFile:
     return _read_file(path)
 
 
-def read_run_directory(path: Path) -> WeightFile:
+def _read_run_directory(path: Path) -> WeightFile:
     """Reads a directory of ours: its model.safetensors, or the checkpoints of a training run.
 
     A finished run leaves the former; of an unfinished one the latest checkpoint is taken.
@@ -106,78 +96,14 @@ def read_run_directory(path: Path) -> WeightFile:
     Raises:
       ValueError: a directory with neither.
     """
-    if (path / DIRECTORY_FILE).is_file():
-        return dataclasses.replace(_read_file(path / DIRECTORY_FILE), source=str(path))
-    from pit_jax.training import checkpoints
-
-    params, model = checkpoints.restore_params(path)
+    if (path / WEIGHTS_FILE).is_file():
+        return dataclasses.replace(_read_file(path / WEIGHTS_FILE), source=str(path))
+    params, model = restore_params(path)
     config = zoo.model_config(model["name"], **model["options"])
     tensors = {
         name: np.asarray(value, np.float32) for name, value in parameters.flatten(params).items()
     }
     return WeightFile(tensors, str(path), card=make_card(model["name"], config, source=str(path)))
-
-
-def read_card(path: Source) -> Card:
-    """The card of a weights file or directory of ours: model, options, image size, classes, source.
-
-    Raises:
-      ValueError: a file without a card, which is one that this package did not write.
-    """
-    card = read(path).card
-    if card is None:
-        raise ValueError(f"{path} carries no card: it was not written by pit_jax")
-    return card
-
-
-def write_weights(path: Source, params: Mapping[str, Any], card: Card) -> None:
-    """Writes parameters under their paths, float32, with their card, as .safetensors.
-
-    Args:
-      path: the file, ending in .safetensors; replaced as a whole.
-      params: nested dict of arrays.
-      card: from `make_card`.
-
-    Raises:
-      ValueError: another suffix, or parameters that are not floating point.
-    """
-    path = Path(path)
-    check_suffix(path, torch=False)
-    flat = {name: np.asarray(value) for name, value in parameters.flatten(params).items()}
-    for name, value in flat.items():
-        if not jnp.issubdtype(value.dtype, jnp.floating):
-            raise ValueError(f"expected floating-point parameters, {name} is {value.dtype}")
-    replace_file(path, _safetensors_bytes(flat, card))
-
-
-def write_torch(path: Source, state: Mapping[str, np.ndarray], card: Card) -> None:
-    """Writes a torch state dict: by torch.save for .pth, .pt and .bin, or as .safetensors.
-
-    Only the latter has room for the card; a .pth file holds the flat state dict and nothing else.
-
-    Raises:
-      ValueError: another suffix; torch.save without torch installed.
-    """
-    path = Path(path)
-    check_suffix(path, torch=True)
-    if path.suffix == SAFETENSORS_SUFFIX:
-        replace_file(path, _safetensors_bytes(state, card))
-        return
-    torch = import_torch(f"writing {path.suffix} files")
-    # A copy, since torch shares memory with the arrays and they may be read-only.
-    tensors = {name: torch.from_numpy(np.array(value, np.float32)) for name, value in state.items()}
-    buffer = io.BytesIO()
-    torch.save(tensors, buffer)
-    replace_file(path, buffer.getvalue())
-
-
-def check_suffix(path: Path, *, torch: bool) -> None:
-    """Refuses a file name whose ending does not say one of the formats we, or torch, write."""
-    suffixes = (*TORCH_SUFFIXES, SAFETENSORS_SUFFIX) if torch else (SAFETENSORS_SUFFIX,)
-    if path.suffix not in suffixes:
-        raise ValueError(
-            f"expected a file name that ends in {' or '.join(suffixes)}, found {str(path)!r}"
-        )
 
 
 def import_torch(purpose: str) -> Any:
@@ -191,34 +117,26 @@ def import_torch(purpose: str) -> Any:
     return torch
 
 
-def _safetensors_bytes(tensors: Mapping[str, np.ndarray], card: Card) -> bytes:
-    # The library writes memory as it lies, so a transposed view has to be laid out first.
-    dense = {name: np.ascontiguousarray(value, np.float32) for name, value in tensors.items()}
-    # A single metadata key: the library writes several in no particular order.
-    return safetensors.numpy.save(dense, {CARD_KEY: json.dumps(card)})
-
-
 def _read_file(path: Path) -> WeightFile:
-    with open(path, "rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        file.seek(0)
-        start = file.read(256)
+    """Reads a file once: its hash is taken of the same bytes as its tensors."""
+    content = path.read_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()
     # A .safetensors file starts with the length of its JSON header; torch writes zip archives, and
     # before torch 1.6 wrote pickles of protocol 2.
-    if start[8:9] == b"{":
-        tensors, card = _read_safetensors(path)
+    if content[8:9] == b"{":
+        tensors, card = _read_safetensors(content, path)
         return WeightFile(tensors, str(path), sha256, card)
-    if start.startswith((b"PK\x03\x04", b"\x80\x02")):
-        tensors, version = _read_torch(path)
+    if content.startswith((b"PK\x03\x04", b"\x80\x02")):
+        tensors, version = _read_torch(content, path)
         return WeightFile(tensors, str(path), sha256, torch_version=version)
     raise ValueError(
         f"{path} is no weights file: expected a .safetensors file or a torch checkpoint, found "
-        f"{_describe(start)}"
+        f"{_describe(content[:256])}"
     )
 
 
 def _describe(start: bytes) -> str:
-    """What a file that is no checkpoint seems to be instead, from its first bytes."""
+    """Guesses from its first bytes what a file that is no checkpoint is instead."""
     text = start.lstrip().lower()
     if not start:
         return "an empty file"
@@ -229,8 +147,7 @@ def _describe(start: bytes) -> str:
     return f"a file that starts with {start[:8]!r}"
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], Card | None]:
-    content = path.read_bytes()
+def _read_safetensors(content: bytes, path: Path) -> tuple[dict[str, np.ndarray], Card | None]:
     try:
         entries = safetensors.deserialize(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
@@ -248,15 +165,17 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], Card | None]:
 
 def _as_float32(value: np.ndarray) -> np.ndarray:
     """Floating-point values in float32, which holds bfloat16 and float16 exactly; others as is."""
-    return value.astype(np.float32) if jnp.issubdtype(value.dtype, jnp.floating) else value
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        return value
+    return value.astype(np.float32, copy=False)
 
 
-def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], str]:
+def _read_torch(content: bytes, path: Path) -> tuple[dict[str, np.ndarray], str]:
     torch = import_torch(f"reading {path}, a torch checkpoint,")
     try:
         # Training scripts store their argparse options beside the weights; those run no code.
-        with open(path, "rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever its unpickler stumbles over
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(
@@ -264,7 +183,7 @@ def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], str]:
             f"holds other Python objects (then save the model's state_dict() instead); torch says: "
             f"{reason}"
         ) from error
-    state = _unwrap(content, path)
+    state = _unwrap(loaded, path)
     tensors = {}
     for name, value in state.items():
         if not isinstance(value, torch.Tensor):

@@ -1,7 +1,8 @@
-"""Reads the final schedules of a TPU's instructions, which libtpu writes on demand.
+"""Reads the final schedules of TPU instructions, which libtpu writes on request.
 
-A TPU core issues one bundle of instructions a cycle, in the order of the schedule. So the bundles
-that a kernel runs through are its cycles, but for what only a TPU can tell: stalls on memory.
+A TPU core issues one bundle of instructions per cycle, in the order of the schedule. The bundles
+that a kernel executes are therefore its cycles, except for stalls on memory, which only a TPU can
+show.
 """
 
 import dataclasses
@@ -9,8 +10,8 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-# An iteration of a kernel's grid is spread over three rounds of its loop: while one computes, the
-# next one's inputs and the last one's outputs are on their way.
+# An iteration of a kernel's grid takes three rounds of its loop: while one iteration computes, the
+# inputs of the next one and the outputs of the previous one are copied.
 PIPELINE_ROUNDS = 2
 
 _BUNDLE = re.compile(r"^\s*(?:0x)?[0-9a-f]+\s+(?:([A-Z]{2}) *)?: *(>*) *\{(.*)$")
@@ -22,10 +23,10 @@ class Loop:
     """A loop of a schedule.
 
     Attributes:
-      bundles: of its own, without inner loops'.
-      loops: the inner ones.
+      bundles: number of its own bundles, without those of inner loops.
+      loops: inner loops.
       over_grid: whether it runs over the kernel's grid.
-      rounds: how often it runs; None where the schedule does not tell.
+      rounds: how often it runs; None if the schedule lacks it.
     """
 
     bundles: int = 0
@@ -35,24 +36,24 @@ class Loop:
 
     @property
     def executed(self) -> int:
-        """Bundles of one round, those of inner loops as often as they run."""
+        """Bundles of one round, with those of inner loops as often as they run."""
         return self.bundles + sum(loop.executed * (loop.rounds or 1) for loop in self.loops)
 
     @property
     def unknown(self) -> int:
-        """Loops inside, at any depth, that were counted once for want of their length."""
+        """Number of inner loops, at any depth, that count once because their length is unknown."""
         return sum((loop.rounds is None) + loop.unknown for loop in self.loops)
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """What a kernel costs.
+    """Cost of a kernel.
 
     Attributes:
       name: of the instruction that calls it.
       grid: iterations of its grid on one core.
-      bundles: of one iteration, inner loops as often as they run.
-      executed: bundles of a whole call.
+      bundles: number of bundles of one iteration, with inner loops as often as they run.
+      executed: number of bundles of a whole call.
       unknown_loops: loops that count once because their length is not in the schedule.
     """
 
@@ -64,7 +65,7 @@ class Schedule:
 
 
 def read_folder(folder: Path, names: Iterable[str]) -> dict[str, Schedule]:
-    """Schedules of the instructions of these names, of those that have one in a folder."""
+    """Reads the schedules in a folder that belong to instructions of these names."""
     wanted = set(names)
     schedules = {}
     for path in sorted(folder.glob("*-final_bundles.txt")):
@@ -75,11 +76,11 @@ def read_folder(folder: Path, names: Iterable[str]) -> dict[str, Schedule]:
 
 
 def parse(name: str, text: str) -> Schedule:
-    """The schedule of a "final_bundles" file."""
+    """Reads the schedule of a "final_bundles" file."""
     kernel = parse_loops(text.splitlines())
     grid = next((loop for loop in kernel.loops if loop.over_grid), None)
     rounds = (grid.rounds or 1) if grid else 1
-    # Filling and emptying the pipeline computes nothing: the branch around the body is taken.
+    # Filling and emptying the pipeline computes nothing: a branch skips the body.
     outside = kernel.executed - (grid.executed * rounds if grid else 0)
     bundles = grid.executed if grid else outside
     executed = outside + bundles * rounds if grid else outside
@@ -87,7 +88,7 @@ def parse(name: str, text: str) -> Schedule:
 
 
 def parse_loops(lines: Iterable[str]) -> Loop:
-    """The loops of a schedule, as one that runs once."""
+    """Reads the loops of a schedule, as inner loops of one that runs once."""
     bundles = _bundles(lines)
     kernel = Loop(rounds=1)
     stack, ends = [kernel], [len(bundles)]
@@ -111,7 +112,7 @@ def parse_loops(lines: Iterable[str]) -> Loop:
 
 
 def _bundles(lines: Iterable[str]) -> list[tuple[bool, int, str]]:
-    """Of every bundle: whether a loop begins with it, in how many loops it is, and its text."""
+    """Lists, for every bundle, whether a loop begins with it, its depth in loops, and its text."""
     bundles: list[tuple[bool, int, str]] = []
     for line in lines:
         if found := _BUNDLE.match(line):
@@ -123,8 +124,10 @@ def _bundles(lines: Iterable[str]) -> list[tuple[bool, int, str]]:
 
 
 def _end(bundles: Sequence[tuple[bool, int, str]], start: int) -> int:
-    """Behind the last bundle of the loop that begins at one. Bundles inside that are marked as
-    outside belong to it: what comes after a loop may be done in its last round.
+    """Returns the index after the last bundle of the loop that begins at `start`.
+
+    Bundles within it that are marked as outside belong to it: instructions that follow a loop may
+    be scheduled in its last round.
     """
     own, end = bundles[start][1], start + 1
     for place in range(start + 1, len(bundles)):

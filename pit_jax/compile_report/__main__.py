@@ -1,4 +1,4 @@
-"""Estimates the cost of a training or inference step on TPUs, by compiling it without one.
+"""Reports what a training or inference step costs on TPUs, by compiling it without any.
 
     python -m pit_jax.compile_report --config=deit:pit_s --topology=v5e:16x16
 

@@ -46,7 +46,7 @@ def take(batches: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def seen(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A batch, all black around crops that the device is to resize: there is anything there."""
+    """Blackens the uninitialised pixels around crops that the device resizes."""
     if "extent" not in batch:
         return batch
     images = np.zeros_like(batch["image"])
@@ -56,7 +56,7 @@ def seen(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def test_every_example_once_an_epoch_in_a_new_order(source: Source):
-    # A crop of the whole image, so that examples can be told apart by their pixels.
+    # Crops of the whole image, so that pixels identify examples.
     whole = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "size": (8, 8)}
     found, labels = take(training(source, **whole), 8)
     assert found.shape == (256, 8, 8, 3)
@@ -111,7 +111,7 @@ def test_starting_at_a_later_batch_continues_bit_identically(
 
 
 def test_a_crop_for_the_device_is_what_the_host_would_resize(source: Source):
-    """In the corner of its canvas, of the same draws; this PIL resizes it to the same image."""
+    """The crop in the canvas's corner is drawn alike: PIL resizes it to the same image."""
     resized, labels = take(training(source), 3)
     whole = list(itertools.islice(training(source, canvas=(12, 16)), 3))
     crops, extents, again = (
@@ -142,7 +142,7 @@ def test_batches_do_not_depend_on_the_threads(source: Source, threads: int):
 
 
 class Recorder:
-    """Examples that note which of them are asked for, and by which threads."""
+    """Examples that record which of them are read, and by which threads."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -161,7 +161,7 @@ class Recorder:
 
 @pytest.mark.parametrize("prefetch", [1, 3])
 def test_batches_are_made_while_one_is_used(source: Source, prefetch: int):
-    """So many as `prefetch` says are whole before they are asked for, and no more."""
+    """As many as `prefetch` are complete before they are requested, and no more."""
     examples = Recorder(source)
     reading = pipeline.Reading(threads=2, prefetch=prefetch)
     batches = iter(training(Source("recorded", examples, 10), reading=reading))
@@ -172,7 +172,7 @@ def test_batches_are_made_while_one_is_used(source: Source, prefetch: int):
 
 
 def asked_for(examples: Recorder, expected: int) -> list[int]:
-    """What has been asked for when so many have been, and a while after."""
+    """Waits until `expected` examples are read and a while longer; returns all that were read."""
     end = time.monotonic() + 60
     while len(examples.asked) < expected and time.monotonic() < end:
         time.sleep(0.01)
@@ -194,7 +194,7 @@ def test_a_late_start_asks_for_its_own_batches_only(source: Source, repeats: int
     asked = asked_for(examples, expected)
     assert len(asked) == len(set(asked)) == expected
     stored = [source.examples[index]["label"] for index in asked for _ in range(repeats)]
-    # Threads ask in any order.
+    # Threads read in any order.
     shown = np.concatenate([first["label"], next(batches)["label"], next(batches)["label"]])
     assert sorted(shown) == sorted(stored)
 
@@ -317,7 +317,7 @@ def test_flip_comes_before_randaugment_in_timms_order(source: Source):
 
 
 def generators(source: Source) -> list[np.random.Generator]:
-    """Those of the first batch's rows, after crop and flip have drawn from them."""
+    """Generators of the first batch's rows, after crop and flip have drawn from them."""
 
     def draw(_: int, rng: np.random.Generator) -> np.random.Generator:
         images.random_crop_box(8, 8, rng, scale=(1.0, 1.0), ratio=(1.0, 1.0))
@@ -330,7 +330,7 @@ def generators(source: Source) -> list[np.random.Generator]:
 
 @pytest.fixture
 def damaged(source: Source) -> Source:
-    """Examples 3, 4 and 99 are cut short; the first two follow one another."""
+    """The digits with examples 3, 4 and 99 cut short; the first two are adjacent."""
     examples: list[Any] = [source.examples[index] for index in range(100)]
     for index in (3, 4, 99):
         examples[index] = {**examples[index], "image": examples[index]["image"][:40]}

@@ -20,8 +20,8 @@ from pit_jax.training import step
 from pit_jax.training.batches import TrainBatches
 from pit_jax.training.setup import Experiment
 
-# (width, height) of the files: ImageNet's mean, portrait, square, wide, tall, small, and two that
-# a canvas of 512 does not hold whole.
+# (width, height) of the files: ImageNet's mean, portrait, square, wide, tall, small, and two too
+# large for a canvas of 512.
 SHAPES = [
     (500, 375),
     (375, 500),
@@ -92,7 +92,7 @@ def seen(config: ConfigDict, workdir: Path, batches: int = 6) -> tuple[np.ndarra
 
 
 def test_device_and_host_differ_by_a_level_at_most(config: ConfigDict, tmp_path: Path):
-    """Two epochs of photographs of all kinds; flips included, which are drawn on the device."""
+    """Two epochs of photographs of all kinds, with flips, which are drawn on the device."""
     found, targets = {}, {}
     for place in ("host", "device"):
         config.data.resize_on = place
@@ -114,14 +114,14 @@ def test_a_small_canvas_leaves_large_crops_to_pil(config: ConfigDict, tmp_path: 
 
 
 def test_randaugment_on_the_device_comes_after(config: ConfigDict, tmp_path: Path):
-    """The same operations on images that differ by a level: the same pictures, all but."""
+    """The same operations on images that differ by a level give almost the same pictures."""
     config.data.randaugment = "rand-m9-mstd0.5-inc1"
     config.data.augment_on = "device"
     config.data.resize_on = "host"
     expected, _ = seen(config, tmp_path, 3)
     config.data.resize_on = "device"
     found, _ = seen(config, tmp_path, 3)
-    # A level more or less can be any number of levels where an operation has a threshold.
+    # At an operation's threshold one level can become any number of levels.
     assert (np.abs(found - expected) <= 2.001).mean() >= 0.999
 
 
@@ -171,7 +171,7 @@ def test_auto_is_the_device_on_gpus_where_it_can_be(
 
 
 def test_a_run_resizes_on_the_device(config: ConfigDict, tmp_path: Path):
-    """The compiled step takes canvases; what it learns from them is what it learns from images."""
+    """The compiled step takes canvases and learns from them what it learns from images."""
     losses = {}
     for place in ("host", "device"):
         config.data.resize_on = place

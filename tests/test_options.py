@@ -56,6 +56,7 @@ class Base:
 class Experiment(Base):
     """One experiment on images."""
 
+    fit: Fit = dataclasses.field(default_factory=lambda: Fit(rate=0.25))
     loud: bool = option(False, "Log more.")
     images: Images = dataclasses.field(default_factory=Images)
 
@@ -75,7 +76,9 @@ def mistakes(values: Any) -> list[str]:
 
 
 def test_the_defaults_survive_the_round_trip() -> None:
+    """Those too that a subclass has for a section of its base."""
     assert parse(Experiment, config()) == parse(Experiment, {}) == Experiment()
+    assert config().fit.rate == parse(Experiment, {"fit": {"decay": 0.1}}).fit.rate == 0.25
 
 
 def test_values_are_taken_in_the_forms_people_write() -> None:
@@ -139,7 +142,7 @@ def test_a_wrong_value_is_told_with_what_is_expected(values: dict[str, Any], mis
 
 
 def test_options_are_checked_together_where_each_of_them_is_right() -> None:
-    assert mistakes({"fit": {"rate": 0.1, "decay": 0.5}, "loud": True}) == [
+    assert mistakes({"fit": {"decay": 0.5}, "loud": True}) == [
         "config.fit.decay is more than config.fit.rate"
     ]
     assert mistakes({"loud": True}) == ["config.loud needs config.start"]
@@ -229,7 +232,7 @@ def test_recorded_assignments_have_places_and_do_not_end_at_the_first_mistake() 
         f"{place(__file__)}:{line}: config.fit.rate must be float, found 'fast'",
     ]
     assert found.places == {"config.batch_size": f"{place(__file__)}:{line - 1}: "}
-    assert (locked.batch_size, locked.fit.rate) == (3, 0.5)
+    assert (locked.batch_size, locked.fit.rate) == (3, 0.25)
 
 
 def test_the_reference_has_a_section_each_and_a_row_for_every_option() -> None:

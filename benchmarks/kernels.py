@@ -25,8 +25,7 @@ import numpy as np
 from measuring import Program, machine, one_line, table, time_together
 
 from pit_jax.models import zoo
-from pit_jax.models.pit.config import PiTConfig
-from pit_jax.models.vit.config import ViTConfig
+from pit_jax.models.config import TransformerConfig
 from pit_jax.ops import attention, gelu, layer_norm, linear, patches, pooling
 
 MODELS = ("pit_ti", "pit_xs", "pit_s", "pit_b", "vit_s")
@@ -67,30 +66,25 @@ class Row:
     error: str | None = None
 
 
-def cases(config: PiTConfig | ViTConfig, model: str, batch: int) -> Iterator[Case]:
-    """The patch embedding, what the blocks of every stage are made of, and the pooling after it."""
-    heads = config.heads if isinstance(config, PiTConfig) else (config.heads,)
+def cases(config: TransformerConfig, model: str, batch: int) -> Iterator[Case]:
+    """The patch embedding, the operations of every stage's blocks, and the pooling after it."""
     patch, channels, width = config.patch_size, config.in_channels, config.widths[0]
-    stride = config.stride if isinstance(config, PiTConfig) else patch
     yield Case(
         "patches",
         model,
         ((batch, *config.image_size, channels), (patch, patch, channels, width), (width,)),
-        functools.partial(patches.embedded_patches, stride=stride),
+        functools.partial(patches.embedded_patches, stride=config.strides[0]),
         tuple(patches.LOWERINGS),
     )
-    for stage, (width, count, grid) in enumerate(
-        zip(config.widths, heads, config.grids, strict=True)
-    ):
-        place = f"{model}, stage {stage + 1}"
-        tokens = config.class_tokens + grid[0] * grid[1]
-        operand = (batch, tokens, count, width // count)
+    for index, (stage, grid) in enumerate(zip(config.stages, config.grids, strict=True)):
+        place, width = f"{model}, stage {index + 1}", stage.width
+        operand = (batch, stage.tokens, stage.heads, width // stage.heads)
         yield Case(
             "attention", place, (operand,) * 3, attention.attention, tuple(attention.LOWERINGS)
         )
         wide = int(width * config.mlp_ratio)
-        yield Case("gelu", place, ((batch, tokens, wide),), gelu.gelu, tuple(gelu.LOWERINGS))
-        rows = (batch, tokens, width)
+        yield Case("gelu", place, ((batch, stage.tokens, wide),), gelu.gelu, tuple(gelu.LOWERINGS))
+        rows = (batch, stage.tokens, width)
         yield Case(
             "layer_norm",
             place,
@@ -105,7 +99,7 @@ def cases(config: PiTConfig | ViTConfig, model: str, batch: int) -> Iterator[Cas
             linear.linear_map,
             tuple(linear.LOWERINGS),
         )
-        for wider in config.widths[stage + 1 : stage + 2]:
+        for wider in config.widths[index + 1 : index + 2]:
             window = (pooling.WINDOW, pooling.WINDOW, 1, wider)
             operands = ((batch, *grid, width), window, (wider,))
             yield Case("pooling", place, operands, pooling.depthwise_pool, tuple(pooling.LOWERINGS))
@@ -204,8 +198,8 @@ def main() -> None:
     rows: list[Row] = []
     for model in options.models:
         config = zoo.model_config(model, image_size=options.image_size)
-        if not isinstance(config, PiTConfig | ViTConfig):
-            raise ValueError(f"--models takes PiT and ViT, found {model}")
+        if not isinstance(config, TransformerConfig):
+            raise ValueError(f"--models takes vision transformers, found {model}")
         for case in cases(config, model, options.batch_size):
             if case.operation in options.operations:
                 rows += measure(case, options)

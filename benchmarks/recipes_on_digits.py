@@ -168,12 +168,13 @@ def train(config: ConfigDict, directory: Path) -> float:
     Raises:
       KeyboardInterrupt: the run was told to end; the same command continues it.
     """
+    from pit_jax.tasks import experiments
     from pit_jax.training import loop
 
-    result = loop.train(config, directory)
+    result = experiments.train(config, directory)
     if isinstance(result, loop.Interrupted):
         raise KeyboardInterrupt(str(result))
-    return result.metrics["test_top1"]
+    return result.metrics["test/top1"]
 
 
 def write(
@@ -222,11 +223,10 @@ def cell(values: list[float]) -> str:
 
 def macs() -> dict[str, int]:
     """Multiply-accumulates of every network, for one image."""
-    from pit_jax import flops
     from pit_jax.models import zoo
 
     return {
-        name: flops.cost(
+        name: zoo.cost(
             zoo.model_config(
                 network.model, image_size=IMAGE_SIZE, num_classes=10, **network.options
             )

@@ -49,11 +49,8 @@ import jax.numpy as jnp
 import numpy as np
 from measuring import Program, Timing, compiled_peak, machine, one_line, table, time_together
 
-from pit_jax.flops import model_flops
 from pit_jax.models import parameters, zoo
-from pit_jax.models.pit.config import PiTConfig
-from pit_jax.models.vit.config import ViTConfig
-from pit_jax.training.flops_rate import peak_flops
+from pit_jax.training.utilisation import peak_flops
 
 MODELS = ("pit_ti", "pit_xs", "pit_s", "pit_b", "vit_ti", "vit_s", "vit_b")
 MODES = ("inference", "training")
@@ -65,7 +62,7 @@ LEARNING_RATE, WEIGHT_DECAY, LABEL_SMOOTHING = 1e-3, 0.05, 0.1
 class Setting:
     """One model in one mode."""
 
-    config: PiTConfig | ViTConfig
+    config: zoo.ModelConfig
     mode: str
     dtype: str
     batch: int
@@ -118,27 +115,28 @@ def _our_inference(setting: Setting) -> Program:
 
 def _our_training(setting: Setting) -> Program:
     from pit_jax.optim.optimizers import make_optimizer
-    from pit_jax.training.config import AugmentConfig, ModelConfig, TrainConfig
-    from pit_jax.training.state import initial_state
-    from pit_jax.training.step import Learner, make_train_step
-
-    graphdef, values = parameters.split(zoo.build(setting.config, dtype=jnp.dtype(setting.dtype)))
-    optimizer = make_optimizer("adamw", LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    learner = Learner(
-        graphdef=graphdef,
-        num_classes=setting.config.num_classes,
-        optimizer=optimizer,
-        schedule=lambda step: LEARNING_RATE,
+    from pit_jax.tasks.classification.config import (
+        AugmentConfig,
+        ClassificationConfig,
+        ModelConfig,
     )
-    config = TrainConfig(
-        model=ModelConfig(dtype=setting.dtype),
+    from pit_jax.tasks.classification.task import Classification
+    from pit_jax.training.state import initial_state
+    from pit_jax.training.step import make_train_step
+
+    _, values = parameters.split(zoo.build(setting.config))
+    optimizer = make_optimizer("adamw", LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    config = ClassificationConfig(
+        model=ModelConfig(dtype=setting.dtype, image_size=setting.config.image_size),
         augment=AugmentConfig(flip_probability=0.0, label_smoothing=LABEL_SMOOTHING),
     )
     initialise = functools.partial(initial_state, optimizer=optimizer, seed=0, ema=False)
     state = jax.jit(initialise)(values)
     pixels = np.random.default_rng(0).integers(0, 256, setting.images().shape, np.uint8)
     batch = {"image": jnp.asarray(pixels), "label": jnp.asarray(setting.labels(), jnp.int32)}
-    step = jax.jit(make_train_step(learner, config), donate_argnums=0)
+    task = Classification(config, setting.config)
+    train_step = make_train_step(task, optimizer, lambda step: LEARNING_RATE)
+    step = jax.jit(train_step, donate_argnums=0)
     compiled = step.lower(state, {}, batch).compile()
 
     def call() -> None:
@@ -262,7 +260,7 @@ def _filled(
     peak: float | None,
 ) -> Row:
     rate = setting.batch / timing.median
-    flops = model_flops(setting.config, training=setting.mode == "training")
+    flops = zoo.model_flops(setting.config, training=setting.mode == "training")
     return dataclasses.replace(
         row,
         images_per_second=rate,
@@ -360,8 +358,8 @@ def settings(options: argparse.Namespace) -> list[tuple[str, Setting]]:
     for model in options.models:
         fields = replaced_fields(options.set)
         config = zoo.model_config(model, image_size=options.image_size, **fields)
-        if not isinstance(config, PiTConfig | ViTConfig) or config.distilled:
-            raise ValueError(f"--models takes PiT and ViT without distillation, found {model}")
+        if getattr(config, "distilled", False):
+            raise ValueError(f"--models takes networks without a distillation head, found {model}")
         for mode in options.modes:
             setting = Setting(config, mode, options.dtype, options.batch_size, options.compile_mode)
             found.append((model, setting))

@@ -20,16 +20,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from tpu_gates import PLAIN, stages
+from tpu_gates import PLAIN
 
 from pit_jax.compile_report import chips, libtpu, measure
 from pit_jax.compile_report.hlo import Module
 from pit_jax.compile_report.text import table
 from pit_jax.models import zoo
+from pit_jax.models.config import TransformerConfig, TransformerStage
 from pit_jax.models.initializers import torch_default_init
 from pit_jax.models.layers import Block, DropRates, Recorder
-from pit_jax.models.pit.config import PiTConfig
-from pit_jax.models.vit.config import ViTConfig
 from pit_jax.ops import lowerings
 
 # The first of a slice that every family has.
@@ -57,10 +56,10 @@ class Row(NamedTuple):
 
 
 def measure_block(
-    stage: tuple[int, int, int], plain: Sequence[str], on: chips.Slice, batch: int
+    stage: TransformerStage, plain: Sequence[str], on: chips.Slice, batch: int
 ) -> Row:
     """Compiles one block with some operations in their plain form."""
-    tokens, width, heads = stage
+    tokens, width, heads, _ = stage
     # A mesh says which chip it is, and with it how much VMEM there is.
     mesh = jax.sharding.Mesh(np.asarray(libtpu.devices(on)[:1]), ("data",))
     place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -120,12 +119,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args(arguments)
     config = zoo.model_config(options.model)
-    if not isinstance(config, PiTConfig | ViTConfig):
-        raise ValueError(f"--model takes a PiT or a ViT, found {options.model}")
+    if not isinstance(config, TransformerConfig):
+        raise ValueError(f"--model takes a vision transformer, found {options.model}")
     libtpu.load()
     on = chips.parse_slice(SLICES[options.chip])
     rows = []
-    for stage in stages(config):
+    for stage in config.stages:
         for plain in ((), *((name,) for name in OPERATIONS), OPERATIONS):
             rows.append(measure_block(stage, plain, on, options.batch))
             print(rows[-1], file=sys.stderr, flush=True)

@@ -37,8 +37,7 @@ from pit_jax.compile_report.hlo import Module
 from pit_jax.compile_report.report import Report
 from pit_jax.compile_report.text import table
 from pit_jax.models import zoo
-from pit_jax.models.pit.config import PiTConfig
-from pit_jax.models.vit.config import ViTConfig
+from pit_jax.models.config import TransformerConfig
 from pit_jax.ops import attention_tpu, lowerings
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "deit.py"
@@ -143,14 +142,7 @@ def attention_maps(module: Module, model: str) -> list[str]:
     )
 
 
-def stages(config: PiTConfig | ViTConfig) -> list[tuple[int, int, int]]:
-    """Tokens, width and heads of every stage."""
-    heads = config.heads if isinstance(config, PiTConfig) else (config.heads,)
-    tokens = [config.class_tokens + height * width for height, width in config.grids]
-    return list(zip(tokens, config.widths, heads, strict=True))
-
-
-def product_cycles(config: PiTConfig | ViTConfig, kind: str) -> float:
+def product_cycles(config: TransformerConfig, kind: str) -> float:
     """Cycles of an image that the products of all blocks take at least on the matrix units of a v4,
     v5e or v5p, four of 128 x 128: the contracted axis, and the columns of one operand, in multiples
     of 128, rows of the other one as they are. Tokens count as they are too, as if images lay side
@@ -165,9 +157,8 @@ def product_cycles(config: PiTConfig | ViTConfig, kind: str) -> float:
     def padded(size: int) -> int:
         return -(-size // 128) * 128
 
-    depths = config.depths if isinstance(config, PiTConfig) else (config.depth,)
     total = 0
-    for (tokens, width, heads), depth in zip(stages(config), depths, strict=True):
+    for tokens, width, heads, depth in config.stages:
         head_width, columns = width // heads, padded(tokens)
         layers = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
         products = sum(tokens * padded(taken) * given for taken, given in layers)
@@ -186,12 +177,10 @@ def product_cycles(config: PiTConfig | ViTConfig, kind: str) -> float:
 def attention_bundles(model: str, topology: str, batch: int) -> float:
     """Of an image, forward and backward: the kernels of attention alone, in all layers."""
     config = zoo.model_config(model)
-    if not isinstance(config, PiTConfig):
-        raise ValueError(f"only PiTs have gates, found {model}")
     on = chips.parse_slice(topology)
     place = jax.sharding.SingleDeviceSharding(libtpu.devices(on)[0])
     bundles = 0.0
-    for (tokens, width, heads), depth in zip(stages(config), config.depths, strict=True):
+    for tokens, width, heads, depth in config.stages:
         shape = (batch, tokens, heads, width // heads)
         operand = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=place)
 
@@ -338,7 +327,7 @@ def compare_slices(options: argparse.Namespace) -> tuple[dict[str, Any], list[Ga
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compiles, prints, judges; 1 where a gate is missed."""
     parser = argparse.ArgumentParser(description="Estimates and gates of training on TPUs.")
-    parser.add_argument("--models", nargs="+", default=[GATED], choices=list(zoo.MODELS))
+    parser.add_argument("--models", nargs="+", default=[GATED], choices=zoo.list_models())
     parser.add_argument("--batch", type=int, default=128, help="images a chip")
     parser.add_argument("--topology", default="v5e:2x2", help="such as v6e:2x2")
     parser.add_argument("--step", choices=list(STEPS), default="bare", help="of training")

@@ -66,21 +66,21 @@ class Figure:
 
 def overhead(repeats: int, scratch: Path) -> list[Figure]:
     """Time per step of a real run and of its compiled step alone; windows of 100 steps."""
-    from pit_jax.data import pipeline
-    from pit_jax.training import build, loop
-    from pit_jax.training.reporting import METRICS_FILE
-    from pit_jax.training.setup import prepare
+    from pit_jax.tasks.experiments import prepare
+    from pit_jax.training import loop, start
+    from pit_jax.training.batches import TrainBatches
     from pit_jax.training.state import create_state
+    from pit_jax.weights.run_directory import METRICS_FILE
 
     # A run loads its metric writer in the background; here that would fall into what is measured.
     importlib.import_module("clu.metric_writers")
     windows = repeats + 1  # the first one starts the input pipeline
-    setup = prepare(_tiny_experiment(windows * LOG_STEPS), scratch / "overhead")
+    experiment = prepare(_tiny_experiment(windows * LOG_STEPS), scratch / "overhead")
     state = create_state(
-        build.initial_values(setup), setup.learner.optimizer, setup.mesh, ema=False, seed=0
+        experiment.task.initial_values(), experiment.optimizer, experiment.mesh, ema=False, seed=0
     )
-    compiled = build.compile_step(setup, state, {})
-    batch = next(build.TrainBatches(setup, 0))
+    compiled = start.compile_step(experiment, state, {})
+    batch = next(TrainBatches(experiment, 0))
 
     def bare_window() -> float:
         nonlocal state
@@ -90,17 +90,18 @@ def overhead(repeats: int, scratch: Path) -> list[Figure]:
         jax.block_until_ready((state, metrics))
         return (time.perf_counter() - began) / LOG_STEPS
 
-    def run_windows(setup: Any) -> list[float]:
-        loop.run(setup)
-        lines = (setup.workdir / METRICS_FILE).read_text().splitlines()
+    def run_windows(experiment: Any) -> list[float]:
+        loop.run(experiment)
+        lines = (experiment.workdir / METRICS_FILE).read_text().splitlines()
         rows = [row for row in map(json.loads, lines) if "train/images_per_second" in row][1:]
-        return [setup.config.batch_size / row["train/images_per_second"] for row in rows]
+        return [experiment.config.batch_size / row["train/images_per_second"] for row in rows]
 
     bare_window()
     bare = [bare_window() for _ in range(repeats)]
-    with_input = run_windows(setup)
+    with_input = run_windows(experiment)
     again = prepare(_tiny_experiment(windows * LOG_STEPS), scratch / "ready")
-    with unittest.mock.patch.object(pipeline, "train_batches", return_value=_Ready(batch)):
+    ready = {"train_rows": lambda first_batch: _Ready(batch)}
+    with unittest.mock.patch.multiple(again.task, **ready):
         looped = run_windows(again)
     bare += [bare_window() for _ in range(repeats)]
     baseline = statistics.median(bare)
@@ -131,7 +132,7 @@ class _Ready:
 
 def _tiny_experiment(steps: int) -> Any:
     """A network so small that a step is next to nothing but what surrounds it."""
-    from pit_jax.training.config import default_config
+    from pit_jax.tasks.experiments import default_config
 
     config = default_config()
     config.batch_size = config.eval_batch_size = 8 * jax.device_count()

@@ -16,28 +16,15 @@ those of configs/vanilla.py. The paper leaves open of CutMix, and of mixed label
 * Labels are mixed by area, and not smoothed.
 """
 
-import runpy
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-VANILLA = runpy.run_path(str(Path(__file__).with_name("vanilla.py")))
+from pit_jax.tasks.classification import recipes
 
-REPORTED = {
-    "pit_ti": 72.6,
-    "pit_xs": 76.8,
-    "pit_s": 79.0,
-    "pit_b": 79.9,
-    "vit_ti": 68.5,
-    "vit_s": 76.5,
-    "vit_b": 75.3,
-}
+MODELS = ("pit_ti", "pit_xs", "pit_s", "pit_b", "vit_ti", "vit_s", "vit_b")
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The experiment; `variant` is "MODEL", and ",smoke" where wanted."""
-    model, is_smoke = VANILLA["choose"]("cutmix.py", variant, REPORTED)
-    config = VANILLA["base"](model)
-    config.augment.cutmix_alpha = 1.0
-    config.augment.mix_probability = 1.0
-    return VANILLA["smoke"](config) if is_smoke else config
+    """The experiment; `variant` is "MODEL", optionally followed by ",smoke"."""
+    model, is_smoke = recipes.choose("cutmix.py", variant, MODELS)
+    config = recipes.cutmix(model)
+    return recipes.smoke(config) if is_smoke else config

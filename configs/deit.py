@@ -36,47 +36,23 @@ author adds. What is left open is taken so:
 pictures: a minute on a CPU, and nothing learned.
 """
 
-import runpy
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-VANILLA = runpy.run_path(str(Path(__file__).with_name("vanilla.py")))
+from pit_jax.tasks.classification import recipes
 
-REPORTED = {
-    "pit_ti": 73.0,
-    "pit_xs": 78.1,
-    "pit_s": 80.9,
-    "pit_b": 82.0,
-    "deit_ti": 72.2,
-    "deit_s": 79.8,
-    "deit_b": 81.8,
+SETTINGS: dict[str, recipes.Setting] = {
+    "pit_ti": "pit",
+    "pit_xs": "pit",
+    "pit_s": "pit",
+    "pit_b": "pit_b",
+    "deit_ti": "deit",
+    "deit_s": "deit",
+    "deit_b": "deit",
 }
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The experiment; `variant` is "MODEL", and ",smoke" where wanted."""
-    model, is_smoke = VANILLA["choose"]("deit.py", variant, REPORTED)
-    config = base(model)
-    return VANILLA["smoke"](config) if is_smoke else config
-
-
-def base(model: str) -> ConfigDict:
-    """What the DeiT setting and distillation have in common."""
-    config = VANILLA["base"](model)
-    config.duration = "300 epochs"
-    config.ema_decay = 0.99996
-    config.model.drop_path_rate = 0.1
-    config.data.randaugment = "rand-m9-mstd0.5-inc1"
-    config.augment.erasing_probability = 0.25
-    config.augment.mixup_alpha = 0.8
-    config.augment.cutmix_alpha = 1.0
-    config.augment.label_smoothing = 0.1
-    if model.startswith("deit"):
-        config.data.repeats = 3
-        config.optimizer.name = "adamw"
-        config.optimizer.options = {}
-    elif model.startswith("pit_b"):
-        config.data.repeats = 3
-        config.optimizer.warmup = "10 epochs"
-    return config
+    """The experiment; `variant` is "MODEL", optionally followed by ",smoke"."""
+    model, is_smoke = recipes.choose("deit.py", variant, SETTINGS)
+    config = recipes.deit(model, SETTINGS[model])
+    return recipes.smoke(config) if is_smoke else config

@@ -10,7 +10,7 @@ is a PiT with class token and two poolings (grids 11, 6, 3). Two CPU cores are e
 
 from ml_collections import ConfigDict
 
-from pit_jax.training.config import default_config
+from pit_jax.tasks.experiments import default_config
 
 
 def get_config(variant: str = "") -> ConfigDict:

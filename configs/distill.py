@@ -39,31 +39,23 @@ with the teacher's class on the same mixed image, unsmoothed. What it leaves ope
 pictures with a teacher that has learned nothing: a minute on a CPU, and nothing learned.
 """
 
-import runpy
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-DEIT = runpy.run_path(str(Path(__file__).with_name("deit.py")))
-VANILLA = DEIT["VANILLA"]
+from pit_jax.tasks.classification import recipes
 
-REPORTED = {
-    "pit_ti_distilled": 74.6,
-    "pit_xs_distilled": 79.1,
-    "pit_s_distilled": 81.9,
-    "pit_b_distilled": 84.0,
-    "deit_ti_distilled": 74.5,
-    "deit_s_distilled": 81.2,
-    "deit_b_distilled": 83.4,
+SETTINGS: dict[str, recipes.Setting] = {
+    "pit_ti_distilled": "pit",
+    "pit_xs_distilled": "pit",
+    "pit_s_distilled": "pit",
+    "pit_b_distilled": "pit_b",
+    "deit_ti_distilled": "deit",
+    "deit_s_distilled": "deit",
+    "deit_b_distilled": "deit",
 }
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The experiment; `variant` is "MODEL", and ",smoke" where wanted."""
-    model, is_smoke = VANILLA["choose"]("distill.py", variant, REPORTED)
-    config = DEIT["base"](model)
-    config.distillation.kind = "hard"
-    config.distillation.alpha = 0.5
-    config.distillation.teacher = "regnety_160"
-    config.distillation.teacher_weights = "hf:timm/regnety_160.deit_in1k"
-    return VANILLA["smoke"](config) if is_smoke else config
+    """The experiment; `variant` is "MODEL", optionally followed by ",smoke"."""
+    model, is_smoke = recipes.choose("distill.py", variant, SETTINGS)
+    config = recipes.distill(model, SETTINGS[model])
+    return recipes.smoke(config) if is_smoke else config

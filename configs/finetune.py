@@ -32,12 +32,13 @@ unless weights are given, in seconds, and reaches nothing.
 
 from ml_collections import ConfigDict
 
-from pit_jax.training.config import default_config
+from pit_jax.models import zoo
+from pit_jax.options import required
+from pit_jax.tasks.classification import recipes
+from pit_jax.tasks.experiments import default_config
 
 SIZES = (224, 384)
 OPTIONS = ("transfer", "smoke")
-# No weights are called so: the error of a start without --config.init_from names what to give.
-MISSING = "(give --config.init_from=WEIGHTS)"
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -53,10 +54,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.name = model
     config.model.image_size = (int(size), int(size))
     config.model.drop_path_rate = 0.0
-    config.init_from = MISSING
-    config.data.randaugment = "rand-m9-mstd0.5-inc1"
-    config.augment.mixup_alpha = 0.8
-    config.augment.cutmix_alpha = 1.0
+    config.init_from = required("WEIGHTS")
+    recipes.add_deit_augmentation(config)
     config.augment.mix_group = 32  # DeiT's batch per GPU at 384
     config.optimizer.schedule = "deit"
     config.optimizer.warmup = "5 epochs"
@@ -106,13 +105,7 @@ def _smoke(config: ConfigDict) -> None:
     config.model.name = "pit_ti"
     config.model.image_size = (side, side)
     config.model.dtype = "float32"
-    config.model.options = {
-        "patch_size": 4,
-        "stride": 2,
-        "widths": (8, 16),
-        "depths": (1, 1),
-        "heads": (1, 2),
-    }
+    config.model.options = {**zoo.smallest("pit_ti"), "patch_size": 4, "stride": 2}
     config.data.name = "digits"
     config.data.eval_split = "test"
     config.data.eval_protocol = "resize"

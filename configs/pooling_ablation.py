@@ -22,14 +22,10 @@ time grows with the cost that the start of a run logs. What the paper leaves ope
 * ViT without pooling: patches of ViT's 16, heads as wide as the PiT's, 12 to 14 blocks.
 """
 
-import runpy
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
 from pit_jax.models.zoo import POOLING_PAIRS
-
-VANILLA = runpy.run_path(str(Path(__file__).with_name("vanilla.py")))
+from pit_jax.tasks.classification import recipes
 
 VARIANTS = {
     f"{pair},{kind}": network
@@ -39,9 +35,9 @@ VARIANTS = {
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The experiment; `variant` is "PAIR,pooling" or "PAIR,no_pooling", ",smoke" behind it."""
-    pair, is_smoke = VANILLA["choose"]("pooling_ablation.py", variant, VARIANTS)
+    """The experiment; `variant` is "PAIR,pooling" or "PAIR,no_pooling", optionally ",smoke"."""
+    pair, is_smoke = recipes.choose("pooling_ablation.py", variant, VARIANTS)
     model, fields = VARIANTS[pair]
-    config = VANILLA["base"](model)
+    config = recipes.vanilla(model)
     config.model.options = dict(fields)
-    return VANILLA["smoke"](config) if is_smoke else config
+    return recipes.smoke(config) if is_smoke else config

@@ -39,99 +39,25 @@ so:
 pictures: a minute on a CPU, and nothing learned.
 """
 
-import difflib
-from collections.abc import Iterable
-from typing import Any
-
 from ml_collections import ConfigDict
 
-from pit_jax.training.config import default_config
+from pit_jax.tasks.classification import recipes
 
-# The models of the column, with the top-1 in percent that the paper reports for them (Table 2).
-# ResNet-50 is trained so for Figure 2, which gives no number.
-REPORTED = {
-    "pit_ti": 71.3,
-    "pit_xs": 72.4,
-    "pit_s": 73.3,
-    "pit_b": 76.1,
-    "vit_ti": 68.7,
-    "vit_s": 68.7,
-    "vit_b": 69.3,
-    "resnet50": None,
-    "resnet50_nopool": None,
-}
-
-# Fields of the smallest networks of every family.
-SMOKE_OPTIONS: dict[str, dict[str, Any]] = {
-    "pit": {"patch_size": 8, "stride": 4, "widths": (8, 16), "depths": (1, 1), "heads": (1, 2)},
-    "vit": {"patch_size": 8, "width": 16, "depth": 2, "heads": 2},
-    "deit": {"patch_size": 8, "width": 16, "depth": 2, "heads": 2},
-    "resnet50": {"base_width": 4, "depths": (1, 1)},
-    "regnety": {"widths": (8, 16), "depths": (1, 1), "group_width": 8, "stem_width": 8},
-}
+MODELS = (
+    "pit_ti",
+    "pit_xs",
+    "pit_s",
+    "pit_b",
+    "vit_ti",
+    "vit_s",
+    "vit_b",
+    "resnet50",
+    "resnet50_nopool",
+)
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The experiment; `variant` is "MODEL", and ",smoke" where wanted."""
-    model, is_smoke = choose("vanilla.py", variant, REPORTED)
-    config = base(model)
-    return smoke(config) if is_smoke else config
-
-
-def base(model: str) -> ConfigDict:
-    """What all four settings have in common."""
-    config = default_config()
-    config.batch_size = 1024
-    config.duration = "100 epochs"
-    config.model.name = model
-
-    config.optimizer.name = "adamp"
-    config.optimizer.options = {"wd_ratio": 0.01, "nesterov": True}
-    config.optimizer.base_learning_rate = 5e-4  # 1e-3 at 1,024 images
-    config.optimizer.weight_decay = 0.05
-    config.optimizer.schedule = "deit"
-    config.optimizer.warmup = "5 epochs"
-    config.optimizer.warmup_learning_rate = 1e-6
-    config.optimizer.min_learning_rate = 1e-5
-
-    config.augment.label_smoothing = 0.0
-    return config
-
-
-def choose(file: str, variant: str, known: Iterable[str]) -> tuple[str, bool]:
-    """What a variant names of the known, and whether ",smoke" is added to it.
-
-    Raises:
-      ValueError: neither of them; the message has the closest that there is.
-    """
-    name = variant.removesuffix(",smoke")
-    names = list(known)
-    if name in names:
-        return name, name != variant
-    close = difflib.get_close_matches(variant, [*names, *(f"{one},smoke" for one in names)], n=1)
-    meant = f"; did you mean {close[0]!r}?" if close else ""
-    raise ValueError(
-        f"configs/{file} needs one of {' '.join(f':{one}' for one in names)}, and ,smoke behind it "
-        f"where wanted; found {variant!r}{meant}"
-    )
-
-
-def smoke(config: ConfigDict) -> ConfigDict:
-    """The same ingredients on networks of some thousand parameters, 32x32 pixels and 30 steps of
-    pictures made of random numbers, from which there is nothing to learn.
-    """
-    family = config.model.name.split("_")[0]
-    config.model.options = SMOKE_OPTIONS[family]
-    config.model.image_size = (32, 32)
-    config.model.dtype = "float32"
-    config.data.name = "synthetic"
-    config.batch_size = 128
-    config.eval_batch_size = 320
-    config.duration = config.eval_every = "3 epochs"
-    config.optimizer.warmup = "1 epoch"
-    config.augment.mix_group = 32
-    config.log_every = "5 steps"
-    if config.distillation.kind != "none":
-        config.distillation.teacher_weights = "untrained"
-        config.distillation.teacher_options = SMOKE_OPTIONS["regnety"]
-    return config
+    """The experiment; `variant` is "MODEL", optionally followed by ",smoke"."""
+    model, is_smoke = recipes.choose("vanilla.py", variant, MODELS)
+    config = recipes.vanilla(model)
+    return recipes.smoke(config) if is_smoke else config

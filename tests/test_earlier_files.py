@@ -15,7 +15,7 @@ import safetensors.numpy
 
 import pit_jax
 from pit_jax.models import parameters
-from pit_jax.training import loop
+from pit_jax.tasks import experiments
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +37,7 @@ def test_an_interrupted_run_continues_to_the_same_weights(earlier: Path, tmp_pat
     with tarfile.open(earlier / "run.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")
     config.tensorboard = False
-    result = loop.train(config, tmp_path / "run")
+    result = experiments.train(config, tmp_path / "run")
     assert result.step == 9
     expected = safetensors.numpy.load_file(earlier / "run.safetensors")
     found = safetensors.numpy.load_file(result.weights)
@@ -46,5 +46,5 @@ def test_an_interrupted_run_continues_to_the_same_weights(earlier: Path, tmp_pat
         np.testing.assert_allclose(found[path], value, rtol=0, atol=1e-5)
     before = json.loads((earlier / "result.json").read_text())["metrics"]
     after = {name.replace("/", "_"): value for name, value in result.metrics.items()}
-    assert after["test_top1"] == before["test_top1"]
-    np.testing.assert_allclose(after["test_loss"], before["test_loss"], rtol=1e-5)
+    assert after["test/top1"] == before["test/top1"]
+    np.testing.assert_allclose(after["test/loss"], before["test/loss"], rtol=1e-5)

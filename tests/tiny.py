@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from pit_jax.training.config import default_config
+from pit_jax.tasks.experiments import default_config
 
 
 def get_config() -> ConfigDict:

@@ -1,8 +1,10 @@
 """Converts weights between torch files and ours.
 
-pit-convert --model=pit_s --input=pit_s_809.pth --output=pit_s.safetensors
-pit-convert --input=hf:timm/pit_s_224.in1k --output=pit_s.safetensors --verify
-pit-convert --input=pit_s.safetensors --output=pit_s.pth --to=torch --layout=official
+    pit-convert --model=pit_s --input=pit_s_809.pth --output=pit_s.safetensors
+    pit-convert --input=hf:timm/pit_s_224.in1k --output=pit_s.safetensors --verify
+    pit-convert --input=pit_s.safetensors --output=pit_s.pth --to=torch --layout=official
+
+From a checkout, `python convert_torch_weights.py` is the same program.
 """
 
 import argparse
@@ -12,26 +14,18 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from pit_jax.cli import console
-from pit_jax.weights import files
 from pit_jax.weights.cards import make_card
-from pit_jax.weights.load import HEAD_CHOICES, fit, to_torch
-from pit_jax.weights.match import compare, identify
-from pit_jax.weights.tables import table_of
+from pit_jax.weights.load import HEAD_CHOICES, HeadError, fit, to_torch
+from pit_jax.weights.match import Match, identify
+from pit_jax.weights.read import read
 from pit_jax.weights.verify import agrees, verify
+from pit_jax.weights.write import check_suffix, write_torch, write_weights
 
 PROGRAM = "pit-convert"
 FAILED_VERIFICATION = 1
 ERROR = 2
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports a wrong flag in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; --help lists the flags")
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -49,13 +43,8 @@ def run(argv: Sequence[str] | None = None) -> int:
         return ERROR
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
-        prog=PROGRAM,
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser() -> console.Parser:
+    parser = console.Parser(PROGRAM, __doc__)
     add = parser.add_argument
     add("--model", help="a name of pit_jax.list_models(); told from the file where only one fits")
     add("--input", required=True, help="a file, a directory of ours, or hf:owner/name[@revision]")
@@ -79,38 +68,51 @@ def _image_size(text: str) -> tuple[int, int]:
 def convert(args: argparse.Namespace, command: str) -> int:
     """Reads, fits, verifies if asked to, writes, and prints the card."""
     _check_output(args)
-    file = files.read(args.input)
-    name, config = identify(
-        file, args.model, image_size=args.image_size, num_classes=args.num_classes
-    )
-    layout = args.layout or table_of(config).layouts[0]
-    table_of(config).check_layout(layout)
-    params = fit(file, config, head=args.head)
+    file = read(args.input)
+    found = identify(file, args.model, image_size=args.image_size, num_classes=args.num_classes)
+    layout = _torch_layout(args, found) if args.to == "torch" else ""
+    try:
+        params = fit(found, head=args.head)
+    except HeadError as error:
+        raise ValueError(f"{error}; here --head=new") from error
     card = make_card(
-        name,
-        config,
+        found.name,
+        found.config,
         source=file.source,
         sha256=file.sha256,
-        layout=compare(file, config).layout,
+        layout=found.layout,
         command=command,
         torch_version=file.torch_version,
         parent=file.card,
     )
     if args.verify:
-        differences = verify(file, config, params)
-        print(f"largest differences from timm's {name} on the same weights and images:")
+        differences = verify(found, params)
+        print(f"largest differences from timm's {found.name} on the same weights and images:")
         for difference in differences:
             print(f"  {difference}")
         if not agrees(differences):
             print(f"{PROGRAM}: the logits differ; nothing is written", file=sys.stderr)
             return FAILED_VERIFICATION
     if args.to == "torch":
-        files.write_torch(args.output, to_torch(params, config, layout), card)
+        write_torch(args.output, to_torch(params, found.config, layout), card)
     else:
-        files.write_weights(args.output, params, card)
+        write_weights(args.output, params, card)
     print(json.dumps(card, indent=2))
     print(f"wrote {args.output}")
     return 0
+
+
+def _torch_layout(args: argparse.Namespace, found: Match) -> str:
+    """The layout of the torch file to write: --layout, or the family's own."""
+    layouts = found.table.layouts
+    if not layouts:
+        raise ValueError(
+            f"{found.name} has no torch layout, so it cannot be written with --to=torch: only our "
+            "own files hold it"
+        )
+    layout = args.layout or layouts[0]
+    found.table.check_layout(layout)
+    return layout
 
 
 def _check_output(args: argparse.Namespace) -> None:
@@ -122,4 +124,4 @@ def _check_output(args: argparse.Namespace) -> None:
         raise ValueError(f"--output={args.output} is no file in an existing directory")
     if not os.access(folder, os.W_OK):
         raise ValueError(f"--output={args.output}: the directory {folder} is not writable")
-    files.check_suffix(args.output, torch=args.to == "torch")
+    check_suffix(args.output, torch=args.to == "torch")

@@ -1,4 +1,10 @@
-"""`evaluate.py` and `pit-evaluate`: weights in, a table of metrics out."""
+"""Measures the metrics of weights on a data set.
+
+    pit-evaluate --weights=runs/digits
+    pit-evaluate --weights=hf:timm/pit_s_224.in1k --data=imagenet2012 --crop=timm
+
+From a checkout, `python evaluate.py` is the same program.
+"""
 
 import argparse
 import dataclasses
@@ -8,43 +14,71 @@ from typing import Any
 
 from pit_jax.cli import console
 
-ROWS = (
-    ("model", "{model} ({parameters:,} parameters)"),
-    ("data", "{data}, crop '{crop}'"),
-    ("images", "{count:,}"),
-    ("top-1", "{top1:.4%}"),
-    ("top-5", "{top5:.4%}"),
-    ("loss", "{loss:.5f}"),
-    ("rate", "{rate:,.0f} images/s, compilation included"),
-)
-
 
 def run(arguments: Sequence[str] | None = None) -> None:
     """Entry point: parses the command line, evaluates, prints the table."""
-    options = _parser().parse_args(arguments)
+    first, _ = console.or_fail(_parser(add_help=False).parse_known_args, arguments)
+    if first.weights is None:
+        # Prints the help, or that --weights is missing.
+        console.or_fail(_parser().parse_args, arguments)
     console.set_up_logging()
     console.set_up_compilation_cache()
-    metrics = console.or_fail(_evaluate, options)
-    metrics["rate"] = metrics["count"] / metrics["seconds"]
-    for name, row in ROWS:
-        print(f"{name:>7}  {row.format(**metrics)}")
+    task, file = console.or_fail(_open, first)
+    defaults = console.or_fail(task.evaluation_options, file)
+    options = console.or_fail(_parser(defaults).parse_args, arguments)
+    found = console.or_fail(_evaluate, task, file, defaults, options)
+    for name, text in _table(task, found):
+        print(f"{name:>10}  {text}")
     if options.json:
-        print(json.dumps(metrics))
+        print(json.dumps(_as_json(found)))
 
 
-def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
-    from pit_jax.training import evaluation
+def _open(options: argparse.Namespace) -> tuple[Any, Any]:
+    """The task that the weights were trained for, and the content of their file."""
+    from pit_jax.tasks import registry
+    from pit_jax.weights.read import read
 
-    fields = [field.name for field in dataclasses.fields(evaluation.Protocol)]
+    file = read(options.weights)
+    return registry.find((file.card or {}).get("task", "classification")), file
+
+
+def _evaluate(task: Any, file: Any, defaults: Any, options: argparse.Namespace) -> Any:
+    fields = [field.name for field in dataclasses.fields(defaults)]
     chosen = {name: getattr(options, name) for name in fields if getattr(options, name)}
-    protocol = dataclasses.replace(evaluation.recorded_protocol(options.weights), **chosen)
-    return evaluation.evaluate_weights(
-        options.weights,
+    return task.evaluate(
+        file,
+        dataclasses.replace(defaults, **chosen),
         model=options.model,
-        protocol=protocol,
         batch_size=options.batch_size,
         image_size=_image_size(options.image_size),
     )
+
+
+def _rate(found: Any) -> float:
+    rate: float = found.metrics["count"] / found.seconds
+    return rate
+
+
+def _table(task: Any, found: Any) -> list[tuple[str, str]]:
+    options = "".join(f", {name} {value}" for name, value in found.options.items())
+    rows = [
+        ("model", f"{found.model} ({found.parameters:,} parameters)"),
+        ("data", f"{found.data}{options}"),
+        ("test/count", f"{found.metrics['count']:,}"),
+    ]
+    for metric in task.metrics:
+        if metric.name in found.metrics:
+            # Two digits more than in training, to compare with published figures.
+            digits = metric.format.replace(".2%", ".4%").replace(".4f", ".5f")
+            rows.append((f"test/{metric.name}", f"{found.metrics[metric.name]:{digits}}"))
+    return [*rows, ("rate", f"{_rate(found):,.0f} examples/s, compilation included")]
+
+
+def _as_json(found: Any) -> dict[str, Any]:
+    metrics = {f"test/{name}": value for name, value in found.metrics.items()}
+    about = {"model": found.model, "parameters": found.parameters, "data": found.data}
+    times = {"seconds": found.seconds, "rate": _rate(found)}
+    return {**about, **found.options, **metrics, **times}
 
 
 def _image_size(given: Sequence[str] | None) -> tuple[int, int] | None:
@@ -55,19 +89,23 @@ def _image_size(given: Sequence[str] | None) -> tuple[int, int] | None:
         raise ValueError(f"--image_size: {error}") from None
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pit-evaluate", description="Accuracy of weights on a data set.", allow_abbrev=False
-    )
+def _parser(task_options: Any = None, *, add_help: bool = True) -> argparse.ArgumentParser:
+    """The command line, with flags for the options of the weights' task where it is known."""
+    parser = console.Parser("pit-evaluate", __doc__, add_help=add_help)
     add = parser.add_argument
-    add("--weights", required=True, help="a run directory, a weights file or hf:owner/name")
+    add("--weights", required=add_help, help="a run directory, a weights file or hf:owner/name")
     add("--model", help="a name of pit_jax.list_models(); told from the weights where it can be")
-    add("--data", help="a TFDS set, folder:/path or digits; default: what training evaluated on")
-    add("--split", help="default: the split that training evaluated, or validation")
-    add("--data_dir", help="where TFDS keeps the set")
-    add("--crop", help="deit (shorter side 256, centre 224), timm (248) or resize")
-    add("--dtype", choices=("float32", "bfloat16"), help="default: as in training, or float32")
-    add("--batch_size", type=int, default=256, help="images per step over all devices")
+    add("--batch_size", type=int, default=256, help="examples per step over all devices")
     add("--image_size", nargs="+", help="SIZE or HEIGHT,WIDTH (default: the model's own)")
     add("--json", action="store_true", help="print the metrics as JSON as well")
+    if add_help and task_options is None:
+        from pit_jax.tasks.classification.config import Protocol
+
+        task_options = Protocol()
+    for field in dataclasses.fields(task_options) if task_options is not None else ():
+        add(
+            f"--{field.name}",
+            help=field.metadata.get("help"),
+            choices=field.metadata.get("choices"),
+        )
     return parser

@@ -7,14 +7,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pit_jax import flops
 from pit_jax.compile_report import kernel_schedules, libtpu
 from pit_jax.compile_report.chips import Chip, Slice
 from pit_jax.compile_report.collectives import Collective, collectives
 from pit_jax.compile_report.hlo import Instruction, Module
 from pit_jax.compile_report.program import Compiled, needed_bytes
 from pit_jax.compile_report.report import Estimate, Kernel, Memory, Operation, Report
-from pit_jax.training.flops_rate import peak_flops
+from pit_jax.training.utilisation import peak_flops
 from pit_jax.version import __version__
 
 MOST_EXPENSIVE = 10
@@ -98,13 +97,8 @@ def _analysis(executable: Any) -> Mapping[str, float]:
 
 
 def _model_flops(compiled: Compiled) -> int:
-    """Counts the model FLOPs of an image, including the forward pass of a teacher."""
-    experiment = compiled.experiment
-    training = compiled.program == "train"
-    total = flops.model_flops(experiment.model_config, training=training)
-    if training and experiment.teacher_config is not None:
-        total += flops.model_flops(experiment.teacher_config, training=False)
-    return total
+    """Operations that an example needs, a teacher's forward pass included; 0 where unknown."""
+    return compiled.experiment.task.flops(training=compiled.program == "train") or 0
 
 
 def _memory(compiled: Compiled, on: Slice | None) -> Memory:

@@ -12,17 +12,12 @@ from ml_collections import config_dict
 
 from pit_jax import sharding
 from pit_jax.compile_report import libtpu
-from pit_jax.models import zoo
-from pit_jax.training import build
-from pit_jax.training.evaluation import jitted_eval_step
-from pit_jax.training.placement import placement
-from pit_jax.training.setup import Experiment, make_experiment
+from pit_jax.tasks.experiments import make_experiment
+from pit_jax.training import evaluation, start
+from pit_jax.training.setup import Experiment
 from pit_jax.training.state import abstract_state
-from pit_jax.training.step import zero_sums
 
 PROGRAMS = ("train", "inference")
-# Of ImageNet. The number decides constants of the schedule, and nothing else in a program.
-NUM_EXAMPLES = 1_281_167
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,8 +69,6 @@ def experiment_on(
     config = config.copy_and_resolve_references()
     chosen = config.batch_size if program == "train" else config.eval_batch_size
     config.batch_size = config.eval_batch_size = batch_size or chosen
-    if program != "train":
-        config.augment.mix_probability = 0.0  # or the batch would have to fit mixing
     if len(devices) % config.fsdp:
         raise ValueError(
             f"config.fsdp={config.fsdp} does not divide the {len(devices)} devices; choose a "
@@ -84,8 +77,7 @@ def experiment_on(
     return make_experiment(
         config,
         sharding.make_mesh(config.fsdp, devices),
-        num_classes=config.model.num_classes or zoo.model_config(config.model.name).num_classes,
-        num_examples=max(NUM_EXAMPLES, config.batch_size),
+        trains=program == "train",
     )
 
 
@@ -121,24 +113,23 @@ def compile_program(experiment: Experiment, program: str) -> Compiled:
 
 
 def _lower_train(experiment: Experiment) -> jax.stages.Lowered:
-    config = experiment.config
-    keeps_average = config.ema_decay is not None
-    optimizer = experiment.learner.optimizer
-    state = abstract_state(experiment.abstract, optimizer, experiment.mesh, ema=keeps_average)
-    teacher = {}
-    if experiment.teacher_config is not None:
-        teacher = _sharded(zoo.abstract(experiment.teacher_config)[1], experiment)
-    batch = build.abstract_batch(experiment, config.batch_size, placement(config).canvas)
-    return build.jitted_step(experiment, state).lower(state, teacher, batch)
+    keeps_average = experiment.config.ema_decay is not None
+    state = abstract_state(
+        experiment.abstract, experiment.optimizer, experiment.mesh, ema=keeps_average
+    )
+    constants = _sharded(experiment.task.abstract_constants(), experiment)
+    # Of several shapes the first is the largest.
+    batch = start.abstract_batches(experiment)[0]
+    return start.jitted_step(experiment, state).lower(state, constants, batch)
 
 
 def _lower_inference(experiment: Experiment) -> jax.stages.Lowered:
     values = _sharded(experiment.abstract, experiment)
-    batch = build.abstract_batch(experiment, experiment.config.eval_batch_size)
+    step, shapes = experiment.task.inference(experiment.config.eval_batch_size)
+    batch = start.placed(shapes, experiment)
     everywhere = sharding.replicated(experiment.mesh)
-    sums = jax.tree.map(lambda leaf: _place(leaf, everywhere), jax.eval_shape(zero_sums))
-    step = jitted_eval_step(experiment.learner.graphdef, experiment.mesh)
-    return step.lower(values, batch, sums)
+    sums = jax.tree.map(lambda leaf: _place(leaf, everywhere), jax.eval_shape(step.zeros))
+    return evaluation.jitted(step, experiment.mesh).lower(values, batch, sums)
 
 
 def _sharded(values: Any, experiment: Experiment) -> Any:

@@ -1,16 +1,59 @@
-"""Shared fields and checks of the configurations: one frozen dataclass per family, checked when it
-is made.
-
-Every family has `image_size` (height, width), `in_channels`, `num_classes` (0: no head, pooled
-features) and `drop_path_rate`; and tells the `strides` (image pixels per position), `widths`
-(channels) and `grids` (height, width) of the maps that it gives as a backbone.
+"""Shared fields and checks of the configurations: one frozen dataclass a family, checked when it is
+made.
 """
 
+import abc
 import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+Grid = tuple[int, int]  # height, width
+
+
+class ModelConfig(Protocol):
+    """The fields and properties that every family's configuration has, a frozen dataclass.
+
+    Attributes:
+      image_size: height and width in pixels.
+      in_channels: channels of the images.
+      num_classes: classes of the head; 0 for a network without one, which gives pooled features.
+      drop_path_rate: of stochastic depth in training; fields named "*_rate" belong to a training,
+        not to its weights.
+      strides: image pixels per position of every map that the network gives as a backbone.
+      widths: channels of the maps.
+      grids: height and width of the maps.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def __hash__(self) -> int: ...
+    @property
+    def image_size(self) -> tuple[int, int]: ...
+    @property
+    def in_channels(self) -> int: ...
+    @property
+    def num_classes(self) -> int: ...
+    @property
+    def drop_path_rate(self) -> float: ...
+    @property
+    def strides(self) -> tuple[int, ...]: ...
+    @property
+    def widths(self) -> tuple[int, ...]: ...
+    @property
+    def grids(self) -> tuple[Grid, ...]: ...
+
+
+class TransformerStage(NamedTuple):
+    """Equal blocks in a row; `tokens` are those of a map and the class tokens together."""
+
+    tokens: int
+    width: int
+    heads: int
+    depth: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TransformerConfig:
+class TransformerConfig(abc.ABC):
     """Fields shared by the transformers on patches."""
 
     patch_size: int
@@ -36,6 +79,18 @@ class TransformerConfig:
     def class_tokens(self) -> int:
         """T: the class token, and the distillation token of a distilled model."""
         return 2 if self.distilled else 1
+
+    @property
+    @abc.abstractmethod
+    def stages(self) -> tuple[TransformerStage, ...]:
+        """The blocks, in their order."""
+
+
+def distilled(rows: Mapping[str, Any]) -> dict[str, Any]:
+    """The same transformers with a distillation token, under the names "NAME_distilled"."""
+    return {
+        f"{name}_distilled": dataclasses.replace(row, distilled=True) for name, row in rows.items()
+    }
 
 
 def linear_rates(rate: float, blocks: int) -> tuple[float, ...]:

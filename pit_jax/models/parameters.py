@@ -22,7 +22,7 @@ Params = dict[str, Any]
 BATCH_STATS = "batch_stats"
 
 
-def split(model: nnx.Module) -> tuple[nnx.GraphDef, Params]:
+def split(model: Any) -> tuple[nnx.GraphDef, Params]:
     """The static structure of a module, and its parameters as a nested dict of arrays; with running
     statistics, where it has any, under `BATCH_STATS`.
     """

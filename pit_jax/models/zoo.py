@@ -1,78 +1,38 @@
-"""The models by name. The zoo is data: a table of configurations, and what turns a row into a
-module.
-"""
+"""The models by name: every family's rows, and what turns a row into a network."""
 
 import dataclasses
 import fnmatch
-from collections.abc import Callable
-from typing import Any
+import functools
+import importlib.metadata
+import logging
+from typing import Any, Protocol
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
 from pit_jax.errors import suggestion
 from pit_jax.models import parameters
-from pit_jax.models.convnet.config import RegNetConfig, ResNetConfig
-from pit_jax.models.convnet.regnet import RegNet
-from pit_jax.models.convnet.resnet import ResNet
-from pit_jax.models.pit.config import PiTConfig
-from pit_jax.models.pit.model import PiT
-from pit_jax.models.vit.config import ViTConfig
-from pit_jax.models.vit.model import ViT
+from pit_jax.models.config import ModelConfig
+from pit_jax.models.convnet import regnet_family, resnet_family
+from pit_jax.models.cost import Cost
+from pit_jax.models.family import Family
+from pit_jax.models.pit import family as pit_family
+from pit_jax.models.vit import family as vit_family
 
-ModelConfig = PiTConfig | ViTConfig | ResNetConfig | RegNetConfig
-Model = PiT | ViT | ResNet | RegNet
+logger = logging.getLogger(__name__)
 
-# Paper, Table 1. Head widths are 32 (Ti), 48 (XS, S) and 64 (B) in every stage.
-_PIT = {
-    "pit_ti": PiTConfig(
-        patch_size=16, stride=8, widths=(64, 128, 256), depths=(2, 6, 4), heads=(2, 4, 8)
-    ),
-    "pit_xs": PiTConfig(
-        patch_size=16, stride=8, widths=(96, 192, 384), depths=(2, 6, 4), heads=(2, 4, 8)
-    ),
-    "pit_s": PiTConfig(
-        patch_size=16, stride=8, widths=(144, 288, 576), depths=(2, 6, 4), heads=(3, 6, 12)
-    ),
-    "pit_b": PiTConfig(
-        patch_size=14, stride=7, widths=(256, 512, 1024), depths=(3, 6, 4), heads=(4, 8, 16)
-    ),
-}
+# The families of this package, and behind them the registered ones.
+FAMILIES: list[Family] = [
+    pit_family.FAMILY,
+    vit_family.FAMILY,
+    resnet_family.FAMILY,
+    regnet_family.FAMILY,
+]
 
-# Touvron et al. 2021, Table 1; heads are 64 wide. ViT's own Ti, S and B are the same networks.
-_DEIT = {
-    "deit_ti": ViTConfig(width=192, heads=3),
-    "deit_s": ViTConfig(width=384, heads=6),
-    "deit_b": ViTConfig(width=768, heads=12),
-}
-
-_CONVNETS: dict[str, ModelConfig] = {
-    "resnet50": ResNetConfig(),
-    # PiT's Figure 2 without pooling. The paper gives no widths; at this one the network costs what
-    # ResNet-50 does, 4.1 G multiply-accumulates.
-    "resnet50_nopool": ResNetConfig(pooling=False, base_width=272),
-    # Radosavovic et al. 2020, RegNetY-16GF: DeiT's and PiT's teacher.
-    "regnety_160": RegNetConfig(
-        widths=(224, 448, 1232, 3024), depths=(2, 4, 11, 1), group_width=112
-    ),
-}
-
-
-def _distilled(rows: dict[str, Any]) -> dict[str, Any]:
-    return {
-        f"{name}_distilled": dataclasses.replace(row, distilled=True) for name, row in rows.items()
-    }
-
-
-MODELS: dict[str, ModelConfig] = {
-    **_PIT,
-    **_distilled(_PIT),
-    **{name.replace("deit", "vit"): row for name, row in _DEIT.items()},
-    **_DEIT,
-    **_distilled(_DEIT),
-    **_CONVNETS,
-}
+# Entry points "package.module:FAMILY" of other packages, loaded when a name is not found here.
+ENTRY_POINTS = "pit_jax.families"
 
 # PiT's Figures 2 and 3 compare networks with and without pooling over a range of costs, and give
 # neither sizes nor figures. These pairs, (model, fields replaced) with pooling and without, differ
@@ -90,19 +50,104 @@ POOLING_PAIRS: dict[str, tuple[Variant, Variant]] = {
     "vit_b": (("pit_b", {}), ("vit_b", {"width": 640, "heads": 10, "depth": 12})),
 }
 
-_FAMILIES: dict[type, Callable[..., Any]] = {
-    PiTConfig: PiT,
-    ViTConfig: ViT,
-    ResNetConfig: ResNet,
-    RegNetConfig: RegNet,
-}
+
+class Model(Protocol):
+    """A network of images, an `nnx.Module`."""
+
+    config: Any
+
+    def __call__(
+        self,
+        images: jax.Array,
+        *,
+        train: bool = False,
+        key: jax.Array | None = None,
+        capture: tuple[str, ...] = (),
+    ) -> Any:
+        """Outputs for images (B, H, W, 3), floating and normalised: logits (B, K) in float32."""
+
+    def features(
+        self, images: jax.Array, *, train: bool = False, key: jax.Array | None = None
+    ) -> dict[int, jax.Array]:
+        """Maps by stride, {stride: (B, H, W, C)}, finest first."""
+
+
+def register(family: Family) -> None:
+    """Adds a family of another package: its models are then created, trained and loaded by name.
+
+    To add it without a call, give the package an entry point of the group "pit_jax.families":
+    `toy = "toy_models.family:FAMILY"`. Registering the same family again changes nothing.
+
+    Raises:
+      ValueError: a name or a type of configuration that is taken; a row of another type.
+    """
+    if not isinstance(family, Family):
+        raise ValueError(f"expected a pit_jax.models.family.Family, found {family!r}")
+    if family in FAMILIES:
+        return
+    wrong = [name for name, row in family.rows.items() if type(row) is not family.config]
+    taken = [name for known in FAMILIES for name in known.rows if name in family.rows]
+    type_name = family.config.__name__
+    if wrong:
+        raise ValueError(f"the family of {type_name} has rows of other types: {', '.join(wrong)}")
+    if taken:
+        raise ValueError(
+            f"the family of {type_name} has names that are taken: {', '.join(taken)}; rename them"
+        )
+    if any(known.config is family.config for known in FAMILIES):
+        raise ValueError(f"{type_name} is the configuration of another family already")
+    FAMILIES.append(family)
+
+
+@functools.cache
+def _load_plug_ins() -> None:
+    """Registers the families of entry points, once. One that fails is named in the log, and the
+    models of all others stay available.
+    """
+    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        try:
+            register(entry.load())
+        except Exception as error:  # a plug-in can fail in any way
+            package = entry.dist.name if entry.dist else "an unknown package"
+            logger.warning(
+                "the model family %r of %s is not available, %s: %s",
+                *(entry.value, package, type(error).__name__, error),
+            )
+
+
+def _known_rows() -> dict[str, Any]:
+    return {name: row for family in FAMILIES for name, row in family.rows.items()}
+
+
+def rows() -> dict[str, ModelConfig]:
+    """All models' configurations by name, those of installed plug-ins included."""
+    _load_plug_ins()
+    return _known_rows()
+
+
+def family_of(config: ModelConfig) -> Family:
+    """The family that a configuration belongs to, by its type.
+
+    Raises:
+      ValueError: a configuration of no known family.
+    """
+    for look_further in (False, True):
+        if look_further:
+            _load_plug_ins()
+        for family in FAMILIES:
+            if family.config is type(config):
+                return family
+    raise ValueError(
+        f"{type(config).__name__} is the configuration of no known family; "
+        "pit_jax.models.zoo.register(FAMILY) adds one"
+    )
 
 
 def list_models(pattern: str = "*") -> list[str]:
     """Names of the models, in the order of the table; `pattern` filters them as a shell would
     ("pit_*").
     """
-    return [name for name in MODELS if fnmatch.fnmatchcase(name, pattern)]
+    return [name for name in rows() if fnmatch.fnmatchcase(name, pattern)]
 
 
 def model_config(
@@ -119,11 +164,7 @@ def model_config(
       ValueError: an unknown name or field, with the closest right one; a configuration that cannot
         be built.
     """
-    if name not in MODELS:
-        raise ValueError(
-            f"unknown model {name!r}{suggestion(name, MODELS)}; the models are {', '.join(MODELS)}"
-        )
-    row = MODELS[name]
+    row = _row(name)
     fields = [field.name for field in dataclasses.fields(row)]
     for key, value in overrides.items():
         if key not in fields:
@@ -134,6 +175,17 @@ def model_config(
     if image_size is not None:
         overrides["image_size"] = _as_size(image_size)
     return dataclasses.replace(row, **overrides)
+
+
+def _row(name: str) -> ModelConfig:
+    known = _known_rows()
+    if name not in known:
+        known = rows()
+    if name not in known:
+        raise ValueError(
+            f"unknown model {name!r}{suggestion(name, known)}; the models are {', '.join(known)}"
+        )
+    return known[name]
 
 
 def _as_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
@@ -150,15 +202,26 @@ def _as_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
     return (int(height), int(width))
 
 
-def builder(config: ModelConfig, *, dtype: DTypeLike = jnp.float32) -> Callable[[nnx.Rngs], Model]:
-    """What makes the module of a configuration from a source of random numbers."""
-    family = _FAMILIES[type(config)]
-    return lambda rngs: family(config, dtype=dtype, rngs=rngs)
+def smallest(name: str) -> dict[str, Any]:
+    """Fields that shrink a model to one that trains in a second on 32x32 pixels."""
+    return dict(family_of(_row(name)).smallest)
+
+
+def cost(config: ModelConfig) -> Cost:
+    """Multiply-accumulates of one image of `config.image_size`, and parameters."""
+    return family_of(config).cost(config)
+
+
+def model_flops(config: ModelConfig, *, training: bool) -> int:
+    """Floating-point operations that an image needs: forward, or with the gradients of training;
+    see `Cost.flops`.
+    """
+    return cost(config).flops(training=training)
 
 
 def build(config: ModelConfig, *, dtype: DTypeLike = jnp.float32, seed: int = 0) -> Model:
     """A freshly initialised model; equal seeds give equal parameters."""
-    return builder(config, dtype=dtype)(nnx.Rngs(seed))
+    return family_of(config).module(config, dtype=dtype, rngs=nnx.Rngs(seed))
 
 
 def abstract(
@@ -167,4 +230,4 @@ def abstract(
     """Structure and parameter shapes of a model, with nothing computed: (graphdef, dict of
     ShapeDtypeStruct).
     """
-    return parameters.split(nnx.eval_shape(lambda: builder(config, dtype=dtype)(nnx.Rngs(0))))
+    return parameters.split(nnx.eval_shape(lambda: build(config, dtype=dtype)))

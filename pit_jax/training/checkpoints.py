@@ -7,16 +7,13 @@ of a copy on the devices; all else happens in a thread.
 WORKDIR/config.json                     the experiment, the model it builds, versions
 WORKDIR/checkpoints/STEP/params         what the optimizer trains, and statistics, ema,
                         /optimizer      its state; each restorable by itself
-                        /progress       position in the data, metrics not yet logged, and what
-                                        config.json held at that step
+                        /progress       metrics not yet logged, and of the last evaluation
                         /metrics        of an evaluation of that very state
 WORKDIR/checkpoints/damaged-STEP        what could not be read
 """
 
 import copy
-import json
 import logging
-import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,15 +25,11 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from pit_jax import processes, sharding
-from pit_jax.models import parameters, zoo
 from pit_jax.training.state import TrainState
+from pit_jax.weights.run_directory import CHECKPOINT_FOLDER
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE = "config.json"
-RESULT_FILE = "result.json"
-CHECKPOINT_FOLDER = "checkpoints"
-BEST_METRIC = "top1"
 Progress = dict[str, Any]
 
 
@@ -58,13 +51,19 @@ class Checkpoints:
 
     Args:
       workdir: the run directory.
-      keep: how many of the newest stay, beside the best by top-1.
+      keep: how many of the newest stay, beside the best.
+      best: name of the metric that tells which is the best.
+      higher_is_better: of that metric.
     """
 
-    def __init__(self, workdir: Path, *, keep: int):
+    def __init__(
+        self, workdir: Path, *, keep: int, best: str = "top1", higher_is_better: bool = True
+    ):
         logging.getLogger("absl").addFilter(_is_news)
         self._folder = (workdir / CHECKPOINT_FOLDER).absolute()
         self._keep = keep
+        self._best = best
+        self._sign = 1.0 if higher_is_better else -1.0
         self._manager = self._open()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: tuple[int, Future[None]] | None = None
@@ -86,12 +85,12 @@ class Checkpoints:
                     [
                         policies.LatestN(self._keep),
                         policies.BestN(
-                            get_metric_fn=_ranking, n=1, keep_checkpoints_without_metrics=False
+                            get_metric_fn=self._rank, n=1, keep_checkpoints_without_metrics=False
                         ),
                     ]
                 ),
                 # Without it Orbax would not store metrics, and forget the best at a restart.
-                best_fn=_ranking,
+                best_fn=self._rank,
                 cleanup_tmp_directories=True,
                 enable_background_delete=True,
                 create=False,
@@ -102,6 +101,9 @@ class Checkpoints:
                 ),
             ),
         )
+
+    def _rank(self, metrics: dict[str, float]) -> float:
+        return self._sign * metrics[self._best]
 
     def latest_step(self) -> int | None:
         """Steps done at the newest complete checkpoint; waits for the one being written."""
@@ -326,48 +328,3 @@ def _is_news(record: logging.LogRecord) -> bool:
     """
     message = record.getMessage()
     return not message.startswith(("Requested `tracked_metric`", "Metadata file does not exist"))
-
-
-def _ranking(metrics: dict[str, float]) -> float:
-    return metrics[BEST_METRIC]
-
-
-def restore_params(run_directory: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Parameters of a run's newest checkpoint, for use outside training.
-
-    Returns:
-      The nested dict of float32 NumPy arrays (the moving average where the run evaluates that),
-      and the model they belong to: {"name": of the zoo, "options": fields of its configuration}.
-
-    Raises:
-      ValueError: not a run directory, or one without a complete checkpoint.
-    """
-    root = Path(run_directory)
-    config_file = root / CONFIG_FILE
-    if not config_file.is_file():
-        raise ValueError(f"{root} is not a run directory: it has no {CONFIG_FILE}")
-    record = json.loads(config_file.read_text())
-    folder = (root / CHECKPOINT_FOLDER).absolute()
-    steps = sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
-    if not steps:
-        raise ValueError(f"{root} holds no complete checkpoint yet")
-    newest = folder / str(steps[-1])
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-        record |= checkpointer.restore(newest / "progress")
-    model = record["model"]
-    _, shapes = zoo.abstract(zoo.model_config(model["name"], **model["options"]))
-    trained, statistics = parameters.separate(shapes)
-    item = "ema" if record["config"]["evaluate_ema"] else "params"
-    params = _read(newest / item, trained)
-    if statistics:
-        statistics = _read(newest / "statistics", statistics)
-    return parameters.join(params, statistics), model
-
-
-def _read(path: Path, shapes: dict[str, Any]) -> dict[str, Any]:
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    target = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes
-    )
-    with ocp.StandardCheckpointer() as checkpointer:
-        return jax.device_get(checkpointer.restore(path, target))

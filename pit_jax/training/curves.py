@@ -1,25 +1,28 @@
-"""Loss, accuracy and learning rate of a run so far, as a picture."""
+"""Metrics and learning rate of a run so far, as a picture."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
-PANELS = (
-    ("loss", ("train/loss", "test/loss")),
-    ("top-1", ("train/top1", "test/top1")),
-    ("learning rate", ("train/learning_rate",)),
-)
 
+def draw_curves(metrics: Path, picture: Path, names: Sequence[str]) -> None:
+    """Draws the lines of a metrics.jsonl into a PNG; replaces it whole.
 
-def draw_curves(metrics: Path, picture: Path) -> None:
-    """Draws the lines of a metrics.jsonl into a PNG; replaces it whole."""
+    Args:
+      metrics: the file.
+      picture: the PNG.
+      names: of the metrics to draw, a panel each, of training and of evaluation.
+    """
     # The object interface: no global state, no display, usable beside anyone else's pyplot.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-    figure = Figure(figsize=(12, 3.5), layout="constrained")
-    for axes, (title, names) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
-        for name in names:
+    panels = [(name, [f"train/{name}", f"test/{name}"]) for name in names]
+    panels.append(("learning_rate", ["train/learning_rate"]))
+    figure = Figure(figsize=(4 * len(panels), 3.5), layout="constrained")
+    for axes, (title, lines) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        for name in lines:
             points = [(row["step"], row[name]) for row in rows if name in row]
             if points:
                 marker = "o" if name.startswith("test") else None

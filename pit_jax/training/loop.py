@@ -7,36 +7,30 @@ travel. The order after a step matters: log, evaluate, then save with the metric
 import contextlib
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Iterator
 
 import jax
-from ml_collections import config_dict
 
 from pit_jax import processes
 from pit_jax.data.loading import BadImageError
 from pit_jax.files import replace_file
 from pit_jax.models import parameters
-from pit_jax.training.build import (
-    TrainBatches,
-    compile_step,
-    eval_batches,
-    logger,
-    overview,
-    start_state,
-    teacher_params,
-)
-from pit_jax.training.checkpoints import RESULT_FILE, Checkpoints
-from pit_jax.training.evaluation import make_evaluator, protocol_of
-from pit_jax.training.flops_rate import utilisation
+from pit_jax.training.batches import TrainBatches
+from pit_jax.training.checkpoints import Checkpoints
+from pit_jax.training.errors import TrainingError
 from pit_jax.training.profile import Profile
 from pit_jax.training.reporting import Reporter
-from pit_jax.training.setup import Setup, prepare, record, record_of
+from pit_jax.training.setup import Experiment, record
+from pit_jax.training.start import compile_step, constants, logger, overview, start_state
 from pit_jax.training.stopping import orderly
-from pit_jax.training.window import TrainingError, Window
+from pit_jax.training.task import Metric, main_metric
+from pit_jax.training.utilisation import utilisation
+from pit_jax.training.window import Window
+from pit_jax.training.workdir import versions
 from pit_jax.weights.cards import make_card
-from pit_jax.weights.files import DIRECTORY_FILE, write_weights
+from pit_jax.weights.run_directory import RESULT_FILE, WEIGHTS_FILE
+from pit_jax.weights.write import write_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +39,13 @@ class Result:
 
     Attributes:
       step: steps done.
-      metrics: of the last evaluation: "test_top1", "test_top5" (fractions), "test_loss",
-        "test_count".
+      metrics: of the last evaluation, "test/NAME" for every metric of the task.
       checkpoint: folder of the last checkpoint.
       weights: file of the parameters alone, for `create_model(weights=...)`.
       seconds: wall time of the last start, compilation and evaluation included.
       images_per_second: training images of the last start over its wall time.
       versions: of the packages that decide the numbers.
+      main_metric: name of the metric that ranks checkpoints.
     """
 
     step: int
@@ -61,10 +55,11 @@ class Result:
     seconds: float
     images_per_second: float
     versions: dict[str, str]
+    main_metric: str = "test/top1"
 
     def __str__(self) -> str:
-        top1 = self.metrics["test_top1"]
-        return f"done: step={self.step} test_top1={top1:.4f} checkpoint={self.checkpoint}"
+        main = f"{self.main_metric}={self.metrics[self.main_metric]:.4f}"
+        return f"done: step={self.step} {main} checkpoint={self.checkpoint}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,67 +76,60 @@ class Interrupted:
         )
 
 
-def train(config: config_dict.ConfigDict, workdir: str | os.PathLike[str]) -> Result | Interrupted:
-    """Trains an experiment to its end, from wherever its directory says it is.
+def run(experiment: Experiment) -> Result | Interrupted:
+    """Trains what `setup.prepare` has checked; a finished run is reported, an interrupted one
+    resumed.
 
     Raises:
-      ValueError: an experiment that cannot run; nothing has been computed then.
       TrainingError: a loss that is not finite.
       CheckpointError: a checkpoint that cannot be written, or is of another model.
     """
-    return run(prepare(config, workdir))
-
-
-def run(setup: Setup) -> Result | Interrupted:
-    """Trains what `prepare` has checked; a finished run is reported, an interrupted one resumed."""
-    finished = _finished(setup)
+    finished = _finished(experiment)
     if finished is not None:
-        logger.info("%s is finished; nothing to do", setup.workdir)
+        logger.info("%s is finished; nothing to do", experiment.workdir)
         return finished
-    config = setup.config
     try:
-        with contextlib.closing(Checkpoints(setup.workdir, keep=config.keep_checkpoints)) as saved:
-            return _Run(setup, saved).to_the_end()
+        with contextlib.closing(checkpoints_of(experiment)) as saved:
+            return _Run(experiment, saved).to_the_end()
     except OSError as error:
         raise TrainingError(
-            f"the run in {setup.workdir} cannot go on: {error}. What was saved before is as it "
-            "was; make room or mend the folder, then run the same command again"
+            f"the run in {experiment.workdir} cannot go on: {error}. What was saved before is as "
+            "it was; make room or mend the folder, then run the same command again"
         ) from error
 
 
 class _Run:
     """One start of a training: what is set up once, and the loop over steps."""
 
-    def __init__(self, setup: Setup, saved: Checkpoints):
-        self.setup = setup
+    def __init__(self, experiment: Experiment, saved: Checkpoints):
+        self.experiment = experiment
         self.saved = saved
         self.started = time.monotonic()
-        overview(setup)
-        self.state, progress = start_state(setup, saved)
-        record(setup)  # not before it is known to fit what is there
-        self.record = record_of(setup)
+        overview(experiment)
+        self.state, progress = start_state(experiment, saved)
+        record(experiment)  # not before it is known to fit what is there
         self.first_step = int(self.state.step)
         self.metrics: dict[str, float] = progress.get("metrics", {})
         self.evaluated_step: int | None = None
-        self.batches = TrainBatches(setup, progress.get("next_batch", 0))
-        self.teacher = teacher_params(setup)
-        self.train_step = compile_step(setup, self.state, self.teacher)
+        self.batches = TrainBatches(experiment, self.first_step)
+        self.constants = constants(experiment)
+        self.train_step = compile_step(experiment, self.state, self.constants)
         saved.prepare(self.state)
-        self.evaluate = make_evaluator(setup.learner.graphdef, setup.mesh, eval_batches(setup))
+        self.evaluate = experiment.task.evaluator(experiment.mesh)
+        config = experiment.config
         self.profile = Profile(
-            setup.workdir, *setup.config.profile_steps, total_steps=setup.steps.total
+            experiment.directory, *config.profile_steps, total_steps=experiment.steps.total
         )
         self.window = Window(
             progress.get("window", []),
-            on_nonfinite=setup.config.on_nonfinite,
-            max_skips=setup.config.max_skips,
-            skips_in_a_row=int(jax.device_get(self.state.skipped)[0]),
+            on_nonfinite=config.on_nonfinite,
+            max_skips=config.max_skips,
             last_good=self._last_good,
         )
 
     def to_the_end(self) -> Result | Interrupted:
         """Trains; returns when all steps are done or the process was told to end."""
-        steps = self.setup.steps
+        steps = self.experiment.steps
         with (
             orderly() as stopper,
             self._reporter() as reporter,
@@ -172,7 +160,7 @@ class _Run:
         batch = next(self.batches)
         reporter.waited(time.monotonic() - began)
         self.state, metrics = self.profile.of(
-            step, self.train_step, self.state, self.teacher, batch
+            step, self.train_step, self.state, self.constants, batch
         )
         fetched = self.window.add(step, metrics)
         if fetched is not None:
@@ -187,69 +175,72 @@ class _Run:
             raise TrainingError(str(error)) from error
         self.evaluated_step = step
         reporter.evaluation(step, self.metrics, time.monotonic() - began)
-        self._check_top1(step)
+        self._check_gate(step)
 
-    def _check_top1(self, step: int) -> None:
+    def _check_gate(self, step: int) -> None:
         """Stops a run that is below a gate; before its checkpoint, so that it stays below it."""
-        epoch, within = divmod(step, self.setup.steps.epoch)
-        least = self.setup.config.min_top1_at.get(epoch, 0.0)
-        if not within and not self.metrics["top1"] >= least:
+        epoch, within = divmod(step, self.experiment.steps.epoch)
+        gate = self.experiment.config.min_metric_at.get(epoch)
+        if within or gate is None:
+            return
+        metric, value = self.main_metric, self.metrics[self.main_metric.name]
+        # A NaN is on neither side of a gate.
+        if not (value >= gate if metric.higher_is_better else value <= gate):
+            least = "least" if metric.higher_is_better else "most"
             raise TrainingError(
-                f"top-1 after epoch {epoch} is {self.metrics['top1']:.2%}, expected at least "
-                f"{least:.2%} (config.min_top1_at): something is broken. The curves are in "
-                f"{self.setup.workdir}, the last checkpoint: {self._last_good()}. To go on all the "
-                "same: --config.min_top1_at={} --allow_config_changes"
+                f"test/{metric.name} after epoch {epoch} is {value:{metric.format}}, expected at "
+                f"{least} {gate:{metric.format}} (config.min_metric_at): something is broken. The "
+                f"curves are in {self.experiment.workdir}, the last checkpoint: "
+                f"{self._last_good()}. To go on all the same: --config.min_metric_at={{}} "
+                "--allow_config_changes"
             )
 
     def _save(self, step: int) -> None:
         self.window.settle()
-        progress = {
-            "next_batch": step,
-            "window": self.window.rows,
-            "metrics": self.metrics,
-            **self.record,
-        }
+        progress = {"window": self.window.rows, "metrics": self.metrics}
         evaluated = self.metrics if self.evaluated_step == step else {}
         self.saved.save(self.state, step, progress, evaluated)
 
     def _values(self) -> parameters.Params:
         """What is evaluated and exported: the parameters or their moving average."""
-        params = self.state.ema if self.setup.config.evaluate_ema else self.state.params
+        params = self.state.ema if self.experiment.config.evaluate_ema else self.state.params
         return parameters.join(params, self.state.statistics)
 
     def _finish(self) -> Result:
         """Leaves weights and result in the run directory."""
-        setup, total = self.setup, self.setup.steps.total
-        weights = _export(setup, self._values())
+        total = self.experiment.steps.total
+        weights = _export(self.experiment, self._values())
         seconds = time.monotonic() - self.started
-        images = (total - self.first_step) * setup.config.batch_size
+        images = (total - self.first_step) * self.experiment.config.batch_size
         result = Result(
             step=total,
-            metrics={f"test_{name}": value for name, value in self.metrics.items()},
+            metrics={f"test/{name}": value for name, value in self.metrics.items()},
             checkpoint=str(self.saved.path(total)),
             weights=weights,
             seconds=round(seconds, 3),
             images_per_second=round(images / seconds, 1),
-            versions=self.record["versions"],
+            versions=versions(),
+            main_metric=f"test/{self.main_metric.name}",
         )
         if jax.process_index() == 0:
             text = json.dumps(dataclasses.asdict(result), indent=2) + "\n"
-            replace_file(setup.workdir / RESULT_FILE, text.encode())
+            replace_file(self.experiment.directory / RESULT_FILE, text.encode())
         return result
 
     @contextlib.contextmanager
     def _reporter(self) -> Iterator[Reporter]:
-        steps, config = self.setup.steps, self.setup.config
+        experiment = self.experiment
+        steps, config, task = experiment.steps, experiment.config, experiment.task
         reporter = Reporter(
-            self.setup.workdir,
+            experiment.directory,
+            metrics=task.metrics,
             steps_per_epoch=steps.epoch,
             total_steps=steps.total,
             batch_size=config.batch_size,
             first_step=self.first_step,
             step_utilisation=utilisation(
-                self.setup.model_config,
-                self.setup.teacher_config,
-                images=config.batch_size / self.setup.mesh.size,
+                task.flops(training=True),
+                examples=config.batch_size / experiment.mesh.size,
                 peak=config.peak_flops,
             ),
             tensorboard=config.tensorboard,
@@ -258,26 +249,47 @@ class _Run:
         with contextlib.closing(reporter):
             yield reporter
 
+    @property
+    def main_metric(self) -> Metric:
+        return main_metric(self.experiment.task)
+
     def _last_good(self) -> str:
         step = self.saved.latest_step()
         return "none yet" if step is None else str(self.saved.path(step))
 
 
-def _finished(setup: Setup) -> Result | None:
+def checkpoints_of(experiment: Experiment) -> Checkpoints:
+    """The checkpoints in the run directory, ranked by the task's main metric."""
+    metric = main_metric(experiment.task)
+    return Checkpoints(
+        experiment.directory,
+        keep=experiment.config.keep_checkpoints,
+        best=metric.name,
+        higher_is_better=metric.higher_is_better,
+    )
+
+
+def _finished(experiment: Experiment) -> Result | None:
     """The result of a run that has done all its steps, or None."""
-    path = setup.workdir / RESULT_FILE
+    path = experiment.directory / RESULT_FILE
     if not path.is_file():
         return None
-    result = Result(**json.loads(path.read_text()))
-    return result if result.step >= setup.steps.total else None
+    stored = json.loads(path.read_text())
+    # Runs of version 0.1 spelled "test_top1".
+    stored["metrics"] = {
+        name if "/" in name else name.replace("_", "/", 1): value
+        for name, value in stored["metrics"].items()
+    }
+    result = Result(**stored)
+    return result if result.step >= experiment.steps.total else None
 
 
-def _export(setup: Setup, values: parameters.Params) -> str:
+def _export(experiment: Experiment, values: parameters.Params) -> str:
     """Leaves the values in the run directory as a weights file; returns its path."""
-    path = setup.workdir / DIRECTORY_FILE
+    path = experiment.directory / WEIGHTS_FILE
     whole = processes.gather(values)
     if jax.process_index() == 0:
-        card = make_card(setup.config.model.name, setup.model_config, source=str(setup.workdir))
-        card["evaluation"] = protocol_of(setup.config)
-        write_weights(path, whole, card)
+        config, task = experiment.config, experiment.task
+        card = make_card(config.model.name, task.network, source=str(experiment.workdir))
+        write_weights(path, whole, {**card, "task": config.task, **task.card()})
     return str(path)

@@ -1,4 +1,4 @@
-"""What a run says: console lines or a live bar, TensorBoard, metrics.jsonl, curves.png.
+"""Reports of a run: console lines or a live bar, TensorBoard, metrics.jsonl, curves.png.
 
 A line of metrics.jsonl is in the file before the next checkpoint begins, so that a run killed at
 any moment resumes without a gap in it. TensorBoard goes through clu, which imports TensorFlow; one
@@ -9,7 +9,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from tqdm import tqdm
 
 from pit_jax.files import replace_file
 from pit_jax.training.curves import draw_curves
+from pit_jax.training.task import Metric
+from pit_jax.weights.run_directory import METRICS_FILE
 
 logger = logging.getLogger(__name__)
 
-METRICS_FILE = "metrics.jsonl"
 CURVES_FILE = "curves.png"
 
 
@@ -31,6 +32,7 @@ class Reporter:
     Args:
       workdir: the run directory, where the event files, metrics and curves go. Metrics of steps
         after `first_step`, from before an interruption, are dropped: they come again.
+      metrics: of the task, in the order in which lines name them.
       steps_per_epoch: to say where the run is.
       total_steps: to say when it ends.
       batch_size: images of a step, for the rate.
@@ -44,6 +46,7 @@ class Reporter:
         self,
         workdir: Path,
         *,
+        metrics: Sequence[Metric],
         steps_per_epoch: int,
         total_steps: int,
         batch_size: int,
@@ -53,6 +56,7 @@ class Reporter:
         active: bool = True,
     ):
         self._workdir = workdir
+        self._metrics = metrics
         self._steps_per_epoch = steps_per_epoch
         self._total_steps = total_steps
         self._batch_size = batch_size
@@ -82,9 +86,7 @@ class Reporter:
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Moves the live bar to a step whose metrics are there."""
         if not self._bar.disable:
-            self._bar.set_postfix_str(
-                f"loss {metrics['loss']:.3f}, top1 {metrics['top1']:.1%}", refresh=False
-            )
+            self._bar.set_postfix_str(self._formatted("train", metrics), refresh=False)
             self._bar.update(step - self._bar.n)
 
     def training(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -101,9 +103,8 @@ class Reporter:
         if self._step_utilisation is not None:
             found["mfu"] = steps_per_second * self._step_utilisation
             mfu = f"  MFU {found['mfu']:.1%}"
-        learning = "all updates skipped"  # their losses are none
-        if "loss" in found:
-            learning = f"loss {found['loss']:.4f}  top1 {found['top1']:.2%}"
+        # A skipped update has no loss.
+        learning = self._formatted("train", found) or "all updates skipped"
         left = (self._total_steps - step) / max(steps_per_second, 1e-9)
         self._say(
             f"step {step}/{self._total_steps}  epoch {found['epoch']:.1f}  {learning}  "
@@ -118,12 +119,12 @@ class Reporter:
         """Metrics of an evaluation that took `seconds`, which the training rate leaves out."""
         self._paused += seconds
         self._say(
-            f"step {step}/{self._total_steps}  evaluation of {metrics['count']:,} images: "
-            f"top1 {metrics['top1']:.2%}  top5 {metrics['top5']:.2%}  loss {metrics['loss']:.4f}  "
-            f"({duration(seconds)})"
+            f"step {step}/{self._total_steps}  evaluation of {metrics['count']:,} examples: "
+            f"{self._formatted('test', metrics)}  ({duration(seconds)})"
         )
         self._write("test", step, metrics)
-        self._submit(draw_curves, self._workdir / METRICS_FILE, self._workdir / CURVES_FILE)
+        names = [metric.name for metric in self._metrics]
+        self._submit(draw_curves, self._workdir / METRICS_FILE, self._workdir / CURVES_FILE, names)
 
     def close(self) -> None:
         """Writes what is left; raises what the writing thread met."""
@@ -131,6 +132,14 @@ class Reporter:
         self._bar.close()
         self._thread.shutdown()
         self._harvest(list(self._pending))
+
+    def _formatted(self, group: str, values: Mapping[str, float]) -> str:
+        """The task's metrics that are among the values: "test/top1 71.30%  test/loss 1.2345"."""
+        return "  ".join(
+            f"{group}/{metric.name} {values[metric.name]:{metric.format}}"
+            for metric in self._metrics
+            if metric.name in values
+        )
 
     def _harvest(self, done: list[Future[None]]) -> None:
         """Raises what the writing thread met."""

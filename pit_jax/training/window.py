@@ -6,12 +6,10 @@ from typing import Any
 
 import jax
 
-# What a log line gives of the last step; all else is a mean.
+from pit_jax.training.errors import TrainingError
+
+# Metrics of which a log line gives the last step's value; of all others the mean.
 NEWEST = ("learning_rate", "skipped")
-
-
-class TrainingError(RuntimeError):
-    """Training went wrong in a way that continuing as is cannot mend."""
 
 
 class Window:
@@ -21,7 +19,6 @@ class Window:
       rows: metrics left over from before an interruption.
       on_nonfinite: "stop" or "skip".
       max_skips: skipped updates in a row that stop the run.
-      skips_in_a_row: how many there were up to now.
       last_good: names the last checkpoint, for the message.
     """
 
@@ -31,7 +28,6 @@ class Window:
         *,
         on_nonfinite: str,
         max_skips: int,
-        skips_in_a_row: int,
         last_good: Callable[[], str],
     ):
         self.rows = list(rows)
@@ -39,7 +35,6 @@ class Window:
         self._max_skips = max_skips
         self._last_good = last_good
         self._queued: tuple[int, dict[str, jax.Array]] | None = None
-        self._skips_in_a_row = skips_in_a_row
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> dict[str, float] | None:
         """Queues the metrics of a step; those of the step before, now fetched, or None.
@@ -59,7 +54,7 @@ class Window:
         self._queued = None
         values = {name: value.item() for name, value in jax.device_get(metrics).items()}
         broken = [name for name in ("loss", "gradient_norm") if not math.isfinite(values[name])]
-        self._skips_in_a_row = self._skips_in_a_row + 1 if broken else 0
+        in_a_row = values.pop("skipped_in_a_row")
         if broken and self._on_nonfinite == "stop":
             raise TrainingError(
                 f"{broken[0]} is {values[broken[0]]} at step {step}; the last good checkpoint: "
@@ -67,9 +62,9 @@ class Window:
                 "(config.optimizer.clip_norm), skip such updates (config.on_nonfinite='skip') or "
                 "look at the data, then start again with --allow_config_changes"
             )
-        if self._skips_in_a_row >= self._max_skips:
+        if in_a_row >= self._max_skips:
             raise TrainingError(
-                f"{broken[0]} was not finite in {self._skips_in_a_row} steps in a row, up to step "
+                f"{broken[0]} was not finite in {in_a_row} steps in a row, up to step "
                 f"{step}; the last good checkpoint: {self._last_good()}"
             )
         self.rows.append({name: values[name] for name in NEWEST} if broken else values)

@@ -1,13 +1,14 @@
 """A run directory before the run: whether it can be written, and whose it is."""
 
 import importlib.metadata
+import json
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from pit_jax.training.checkpoints import CHECKPOINT_FOLDER, RESULT_FILE
 from pit_jax.version import __version__
+from pit_jax.weights.run_directory import CHECKPOINT_FOLDER, RESULT_FILE
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -39,6 +40,23 @@ def holds_work(workdir: Path) -> bool:
     names = (path.name for path in (workdir / CHECKPOINT_FOLDER).glob("*"))
     saved = any(name.isdecimal() or name.startswith("damaged-") for name in names)
     return saved or (workdir / RESULT_FILE).is_file()
+
+
+# Options of earlier versions, and their names now.
+RENAMED = {"min_top1_at": "min_metric_at"}
+
+
+def upgraded(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """A recorded configuration in the words of this version: renamed options under their new names,
+    later ones at their defaults.
+    """
+    known = {RENAMED.get(name, name): value for name, value in config.items()}
+    added = {name: _as_json(value) for name, value in defaults.items() if name not in known}
+    return known | added
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value))
 
 
 def changes(before: dict[str, Any], now: dict[str, Any], path: str = "config") -> list[str]:

@@ -1,4 +1,4 @@
-"""The card of a weights file: where it came from, and what it takes to build its model."""
+"""The card of a weights file: its origin, and all that is needed to build its model."""
 
 import dataclasses
 from typing import Any
@@ -6,14 +6,18 @@ from typing import Any
 import jax
 
 from pit_jax.models import zoo
+from pit_jax.models.config import ModelConfig
 from pit_jax.version import __version__
 
 Card = dict[str, Any]
 
+# Key of the card, as JSON, in the header of a .safetensors file.
+CARD_KEY = "pit_jax"
+
 
 def make_card(
     name: str,
-    config: zoo.ModelConfig,
+    config: ModelConfig,
     *,
     source: str,
     sha256: str | None = None,
@@ -22,17 +26,16 @@ def make_card(
     torch_version: str | None = None,
     parent: Card | None = None,
 ) -> Card:
-    """The card of weights for a model; JSON values only, and nothing that changes between equal
-    runs.
+    """The card of weights for a model. It holds JSON values only, and is equal for equal runs.
 
     Args:
       name: a row of `list_models()`.
       config: the configuration the weights fit.
       source: the file, hub identifier or training run they come from.
       sha256: of the source file, in hexadecimal.
-      layout: names the source was recognised by, "official", "timm" or "pit_jax".
-      command: what to type to make the file again.
-      torch_version: of the torch that read the source, if one did.
+      layout: layout of the source's names, such as "official", "timm" or "pit_jax".
+      command: command line that makes the file again.
+      torch_version: version of torch, if it was needed to read the source.
       parent: the card of the source, if it had one.
     """
     versions = {"pit_jax": __version__, "jax": jax.__version__}
@@ -40,7 +43,7 @@ def make_card(
         versions["torch"] = torch_version
     card = {
         "model": name,
-        "options": _options(name, config),
+        "options": differing_options(zoo.model_config(name), config),
         "image_size": list(config.image_size),
         "num_classes": config.num_classes,
         "distilled": getattr(config, "distilled", False),
@@ -53,7 +56,7 @@ def make_card(
     return card if parent is None else {**card, "parent": parent}
 
 
-def card_config(card: Card) -> zoo.ModelConfig:
+def card_config(card: Card) -> ModelConfig:
     """The configuration that the weights of a card fit.
 
     Raises:
@@ -67,13 +70,15 @@ def card_config(card: Card) -> zoo.ModelConfig:
     return zoo.model_config(name, **sizes, **options)
 
 
-def _options(name: str, config: zoo.ModelConfig) -> dict[str, Any]:
-    """What differs from the row of the table; rates belong to a training, not to its weights."""
-    row = dataclasses.asdict(zoo.model_config(name))
+def differing_options(row: ModelConfig, config: ModelConfig) -> dict[str, Any]:
+    """Fields in which a configuration is another network than a row of its family: all but image
+    size, number of classes, and rates, which belong to a training and not to its weights.
+    """
+    before = dataclasses.asdict(row)
     return {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in dataclasses.asdict(config).items()
-        if value != row[key]
+        if value != before[key]
         and key not in ("image_size", "num_classes")
         and not key.endswith("_rate")
     }

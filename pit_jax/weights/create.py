@@ -6,10 +6,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from pit_jax.models import parameters, zoo
-from pit_jax.weights import files
-from pit_jax.weights.files import Source
 from pit_jax.weights.load import fit, load_weights
 from pit_jax.weights.match import abstract_model, identify
+from pit_jax.weights.read import Source, read
 
 
 def create_model(
@@ -35,7 +34,7 @@ def create_model(
         directory of ours, or "hf:owner/name[@revision]"; None for a freshly initialised model.
       head: "load", or "new" to take a fresh head where that of `weights` has another number of
         classes.
-      seed: of whatever is freshly initialised.
+      seed: of the parameters that are freshly initialised.
       dtype: of the arithmetic; parameters are float32.
       drop_path_rate: of stochastic depth in training.
       **overrides: any other field of the configuration.
@@ -63,8 +62,9 @@ def create_model(
 def load_model(weights: Source, *, dtype: DTypeLike = jnp.float32) -> zoo.Model:
     """The model that a file of weights, a run directory or a repository of the hub holds.
 
-    What it is comes from its card, or, of a file without one, from the shapes: image size, classes
-    and all options are those of the weights.
+    Its card tells which model that is; without a card the shapes tell it. Image size, classes and
+    all options are those of the weights. A network with two names, such as vit_s and deit_s, loads
+    under the first, and the log says so.
 
     Args:
       weights: as for `create_model`.
@@ -73,6 +73,5 @@ def load_model(weights: Source, *, dtype: DTypeLike = jnp.float32) -> zoo.Model:
     Raises:
       ValueError: weights that cannot be read, or that fit no model or several.
     """
-    file = files.read(weights)
-    _, config = identify(file)
-    return parameters.merge(abstract_model(config, jnp.dtype(dtype))[0], fit(file, config))
+    found = identify(read(weights))
+    return parameters.merge(abstract_model(found.config, jnp.dtype(dtype))[0], fit(found))

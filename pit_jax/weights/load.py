@@ -1,4 +1,4 @@
-"""Between weight files and the parameters of a model: recognised, fitted, checked, renamed."""
+"""From a file's content to the parameters of a model and back: fitted, checked, renamed."""
 
 import dataclasses
 import logging
@@ -11,22 +11,22 @@ import numpy as np
 
 from pit_jax.errors import suggestion
 from pit_jax.models import parameters, zoo
-from pit_jax.weights import files
+from pit_jax.models.config import Grid, ModelConfig
+from pit_jax.models.torch_names import OURS
 from pit_jax.weights.match import (
-    Comparison,
-    compare,
+    Match,
     describe,
     fitting_models,
+    match,
     parameter_shapes,
-    position_grid,
+    table_of,
 )
+from pit_jax.weights.read import Source, read
 from pit_jax.weights.strict import check_against, report
-from pit_jax.weights.tables import OURS, table_of
 
 logger = logging.getLogger(__name__)
 
 HEAD_CHOICES = ("load", "new")
-Grid = tuple[int, int]  # height, width
 
 
 class HeadError(ValueError):
@@ -34,20 +34,20 @@ class HeadError(ValueError):
 
 
 def load_weights(
-    source: files.Source, model: str | zoo.ModelConfig, *, head: str = "load", seed: int = 0
+    source: Source, model: str | ModelConfig, *, head: str = "load", seed: int = 0
 ) -> parameters.Params:
     """Parameters of a model from a file, directory or hub repository.
 
-    Names and axes of the official and the timm layout are recognised by themselves. Positions for
-    another image size are resized as torch's bicubic interpolation does it, those of class tokens
-    excepted, and the log says so. All else has to fit exactly.
+    The names tell whether a file has our layout or one of torch's. Positions for another image size
+    are resized as torch's bicubic interpolation does it, those of class tokens excepted, and the
+    log says so. All else has to fit exactly.
 
     Args:
       source: path of a .safetensors file, a torch checkpoint or a directory of ours, or
         "hf:owner/name[@revision]".
       model: a name of `list_models()`, or a configuration from `model_config`.
       head: "load", or "new" to take a fresh classification head where the file's has another number
-        of classes; the log says so. A model without classes (`num_classes=0`) leaves the file's
+        of classes, which the log says. A model without classes (`num_classes=0`) leaves the file's
         head out.
       seed: of a fresh head.
 
@@ -58,49 +58,43 @@ def load_weights(
       ValueError: a source that cannot be read; entries missing, unknown or mis-shaped, all of them
         listed; `HeadError`: another number of classes with head="load".
     """
+    name = model if isinstance(model, str) else None
     config = zoo.model_config(model) if isinstance(model, str) else model
-    return fit(files.read(source), config, head=head, seed=seed)
+    return fit(match(read(source), config, name), head=head, seed=seed)
 
 
-def fit(
-    file: files.WeightFile, config: zoo.ModelConfig, *, head: str = "load", seed: int = 0
-) -> parameters.Params:
-    """Parameters of a configuration from the content of a file; see `load_weights`."""
+def fit(found: Match, *, head: str = "load", seed: int = 0) -> parameters.Params:
+    """Parameters of the configuration that a file was matched with; see `load_weights`."""
     if head not in HEAD_CHOICES:
         raise ValueError(
             f"unknown head {head!r}{suggestion(head, HEAD_CHOICES)}; expected one of "
             f"{', '.join(HEAD_CHOICES)}"
         )
-    comparison = compare(file, config)
-    _refuse(file, config, comparison, head)
-
-    shapes = parameter_shapes(config)
+    _refuse(found, head)
+    file, config, table = found.file, found.config, found.table
     values: dict[str, Any] = {
-        row.path: row.read(file.tensors[name], comparison.layout)
-        for name, row in comparison.rows.items()
+        row.path: row.read(file.tensors[name], found.layout) for name, row in found.rows.items()
     }
-    position, grid = comparison.table.position, position_grid(file, config)
-    if position and grid and grid != config.grids[0]:
-        prefix = comparison.table.prefix
-        values[position] = _resize(
-            values[position], prefix, grid, config.grids[0], source=file.source
-        )
-    if comparison.classes != config.num_classes:
+    if table.position and (grid := found.other_grid):
+        values[table.position] = _resize(values[table.position], found, grid)
+    if found.classes != config.num_classes:
         fresh = f"fresh head for {config.num_classes}" if config.num_classes else "no head"
         logger.warning(
-            "%s: its head for %d classes is left out, %s", file.source, comparison.classes, fresh
+            "%s: its head for %d classes is left out, %s", file.source, found.classes, fresh
         )
         if config.num_classes:
-            values |= fresh_head(config, seed)
-    found = {path: value.shape for path, value in values.items()}
-    check_against(found, shapes, f"the table of {describe(config)} does not give its parameters:")
+            values |= _fresh_head(found, seed)
+    shapes = parameter_shapes(config)
+    check_against(
+        {path: value.shape for path, value in values.items()},
+        shapes,
+        f"the table of {found.name} does not give its parameters:",
+    )
     # Not `jnp.asarray`, which compiles a program for every shape.
     return parameters.unflatten({path: jax.device_put(values[path]) for path in shapes})
 
 
-def to_torch(
-    params: Mapping[str, Any], config: zoo.ModelConfig, layout: str
-) -> dict[str, np.ndarray]:
+def to_torch(params: Mapping[str, Any], config: ModelConfig, layout: str) -> dict[str, np.ndarray]:
     """A torch state dict of a model's parameters, bit for bit, in the order of the table.
 
     Args:
@@ -124,51 +118,49 @@ def to_torch(
     return {name: row.write(flat[row.path], layout) for name, row in rows.items()}
 
 
-def fresh_head(config: zoo.ModelConfig, seed: int) -> dict[str, jax.Array]:
+def _fresh_head(found: Match, seed: int) -> dict[str, jax.Array]:
     """Initial values of the classification heads by path: those of a model built with `seed`."""
-    flat = parameters.flatten(parameters.split(zoo.build(config, seed=seed))[1])
-    return {row.path: flat[row.path] for row in table_of(config).head}
+    flat = parameters.flatten(parameters.split(zoo.build(found.config, seed=seed))[1])
+    return {row.path: flat[row.path] for row in found.table.head}
 
 
-def _refuse(
-    file: files.WeightFile, config: zoo.ModelConfig, comparison: Comparison, head: str
-) -> None:
+def _refuse(found: Match, head: str) -> None:
     """Raises one error with everything that is wrong, if anything is."""
+    file, classes, expected = found.file, found.classes, found.config.num_classes
     lines = []
-    if comparison.problems:
-        lines = _advice(file, config, comparison) + comparison.problems.lines()
+    if found.problems:
+        lines = _advice(found) + found.problems.lines()
     not_floating = [
         name
-        for name in comparison.rows
+        for name in found.rows
         if name in file.tensors and not jnp.issubdtype(file.tensors[name].dtype, jnp.floating)
     ]
     if not_floating:
         lines.append(f"not floating point: {', '.join(not_floating)}")
-    classes = comparison.classes
-    other_classes = head == "load" and config.num_classes not in (0, classes)
+    other_classes = head == "load" and expected not in (0, classes)
     if other_classes:
         kept = f"num_classes={classes} keeps it, " if classes else ""
         lines.append(
-            f"its head is for {classes} classes, expected {config.num_classes}: {kept}"
+            f"its head is for {classes} classes, expected {expected}: {kept}"
             'head="new" takes a fresh one'
         )
     if lines:
-        named = f" ({comparison.layout} layout)" if comparison.layout != OURS else ""
+        named = f" ({found.layout} layout)" if found.layout != OURS else ""
         error = HeadError if other_classes else ValueError
-        raise error(report(f"{file.source}{named} does not fit {describe(config)}:", lines))
+        raise error(report(f"{file.source}{named} does not fit {found.name}:", lines))
 
 
-def _advice(file: files.WeightFile, config: zoo.ModelConfig, comparison: Comparison) -> list[str]:
-    """What the file seems to be instead."""
+def _advice(found: Match) -> list[str]:
+    """Lines that tell which other model the file holds, as far as that can be told."""
+    file, name, config = found.file, found.name, found.config
     lines = []
-    fitting = fitting_models(file)
     if hasattr(config, "distilled"):
         changes: dict[str, Any] = {"distilled": not config.distilled}
-        other = compare(file, dataclasses.replace(config, **changes))
-        if len(other.problems) < len(comparison.problems):
+        other = match(file, dataclasses.replace(config, **changes))
+        if len(other.problems) < len(found.problems):
             is_, holds = ("distilled", "plain") if config.distilled else ("plain", "distilled")
-            lines.append(f"it holds a {holds} model, and {describe(config)} is a {is_} one")
-    if fitting:
+            lines.append(f"it holds a {holds} model, and {name} is a {is_} one")
+    if fitting := [name for names in fitting_models(file) for name in names]:
         lines.append(f"the model it fits is {' or '.join(fitting)}")
     if file.card:
         asked = {key: file.card.get(key) for key in ("image_size", "num_classes")}
@@ -178,23 +170,22 @@ def _advice(file: files.WeightFile, config: zoo.ModelConfig, comparison: Compari
     return lines
 
 
-def _resize(
-    position: np.ndarray, prefix: int | None, grid: Grid, wanted: Grid, *, source: str
-) -> jax.Array:
-    """Resamples positions from one grid to another as torch's bicubic interpolation does.
+def _resize(position: np.ndarray, found: Match, grid: Grid) -> jax.Array:
+    """Resamples a file's positions to the configuration's grid as torch's bicubic interpolation
+    does.
 
     That is the cubic of -0.75 with repeated edges and no antialiasing, aligned at pixel centres.
 
     Args:
-      position: a map (1, H, W, C), or a sequence (1, prefix + H * W, C).
-      prefix: entries of a sequence that stay as they are; None for a map.
+      position: a map (1, H, W, C), or a sequence (1, prefix + H * W, C), whose first entries stay
+        as they are.
+      found: the file's match.
       grid: H, W.
-      wanted: the same afterwards.
-      source: for the log.
     """
+    prefix, wanted = found.table.prefix, found.config.grids[0]
     logger.warning(
         "%s: %s of positions resized from %d x %d to %d x %d",
-        *(source, "map" if prefix is None else "sequence", *grid, *wanted),
+        *(found.file.source, "map" if prefix is None else "sequence", *grid, *wanted),
     )
     channels = position.shape[-1]
     maps = jnp.asarray(position if prefix is None else position[:, prefix:])

@@ -2,96 +2,140 @@
 
 import dataclasses
 import functools
+import logging
 import math
+from collections.abc import Mapping
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from pit_jax.models import parameters, zoo
-from pit_jax.weights.cards import card_config
-from pit_jax.weights.files import WeightFile
+from pit_jax.models.config import Grid, ModelConfig
+from pit_jax.models.torch_names import Row, Table, own_names
+from pit_jax.weights.cards import card_config, differing_options
+from pit_jax.weights.read import WeightFile
 from pit_jax.weights.strict import Differences, Shape, differences
-from pit_jax.weights.tables import TABLES, Row, Table, table_of
+
+logger = logging.getLogger(__name__)
 
 FLOAT32 = jnp.dtype(jnp.float32)
 
 
 @functools.lru_cache(maxsize=64)
-def abstract_model(
-    config: zoo.ModelConfig, dtype: np.dtype
-) -> tuple[nnx.GraphDef, dict[str, Shape]]:
+def abstract_model(config: ModelConfig, dtype: np.dtype) -> tuple[nnx.GraphDef, dict[str, Shape]]:
     """Structure of a model, and the shapes of its parameters by path; tracing it takes a second."""
     graphdef, params = zoo.abstract(config, dtype=dtype)
     return graphdef, {path: leaf.shape for path, leaf in parameters.flatten(params).items()}
 
 
-def parameter_shapes(config: zoo.ModelConfig) -> dict[str, Shape]:
+def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
     """Shapes of a model's parameters by path, in the module's order."""
     return abstract_model(config, FLOAT32)[1]
 
 
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """How a file relates to a configuration.
+def table_of(config: ModelConfig) -> Table:
+    """Names of a configuration's parameters in files: of its family, or in our layout alone."""
+    names = zoo.family_of(config).names
+    if names is not None:
+        return names(config)
+    # A head is known even where there should be none.
+    with_head = dataclasses.replace(config, num_classes=config.num_classes or 1)
+    return own_names(parameter_shapes(with_head))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Match:
+    """A file beside a configuration.
+
+    Image size and number of classes are left open: positions of another grid and a head for other
+    classes are no problems.
 
     Attributes:
-      table: of the configuration.
-      layout: that most of the file's names belong to.
+      file: the content of the file.
+      name: the model's name, for messages and cards.
+      config: the configuration asked for.
+      table: names of its parameters.
+      layout: the one that most of the file's names belong to.
       classes: of the file's head; 0 without one.
       rows: what to read, by the file's names; without the head where class counts differ.
-      problems: missing, unknown and mis-shaped entries among those.
+      grid: height and width of the file's positions; None without positions of the right rank.
+      problems: missing, unknown and mis-shaped entries.
     """
 
+    file: WeightFile
+    name: str
+    config: ModelConfig
     table: Table
     layout: str
     classes: int
-    rows: dict[str, Row]
+    rows: Mapping[str, Row]
+    grid: Grid | None
     problems: Differences
 
-
-def compare(file: WeightFile, config: zoo.ModelConfig) -> Comparison:
-    """Sets a file beside a configuration, leaving image size and number of classes open."""
-    table = table_of(config)
-    layout = table.recognise(file.tensors)
-    bias = file.tensors.get(table.head[1].name(layout))
-    classes = 0 if bias is None else bias.size
-    head = {row.name(layout) for row in table.head}
-    same_classes = classes == config.num_classes
-    rows = table.by_name(layout, with_head=same_classes and classes > 0)
-
-    shapes = parameter_shapes(config)
-    expected = {name: row.file_shape(shapes[row.path], layout) for name, row in rows.items()}
-    skipped = table.ignored(layout) | (set() if same_classes else head)
-    found = {name: value.shape for name, value in file.tensors.items() if name not in skipped}
-    for name, row in rows.items():
-        if row.path == table.position and name in found and position_grid(file, config):
-            sizes = found[name], expected[name]
-            channels = {row.our_shape(size, layout)[-1] for size in sizes}
-            if len(channels) == 1:
-                found[name] = expected[name]
-    return Comparison(table, layout, classes, rows, differences(found, expected))
+    @property
+    def other_grid(self) -> Grid | None:
+        """The grid of the file's positions where the configuration has another one."""
+        return self.grid if self.grid != self.config.grids[0] else None
 
 
-def position_grid(file: WeightFile, config: zoo.ModelConfig) -> tuple[int, int] | None:
-    """Height and width of a file's positions; None if it has none of the right rank.
+def match(file: WeightFile, config: ModelConfig, name: str | None = None) -> Match:
+    """Sets a file beside a configuration.
 
-    Of a sequence they are what the file's card says. Without a card it is taken for a square one,
-    as those of published files are; None if it has no such number of entries.
+    Args:
+      file: from `read`.
+      config: of any family.
+      name: of the model; None for what `describe` says of the configuration.
     """
     table = table_of(config)
     layout = table.recognise(file.tensors)
-    for name, row in table.by_name(layout).items():
-        if row.path == table.position and name in file.tensors:
-            shape = row.our_shape(file.tensors[name].shape, layout)
-            if table.prefix is not None:
-                return _grid_of(file, shape, table.prefix)
-            return (shape[1], shape[2]) if len(shape) == 4 and min(shape) > 0 else None
-    return None
+    classes = _classes(file, config, table, layout)
+    same_classes = classes == config.num_classes
+    rows = table.by_name(layout, with_head=same_classes and classes > 0)
+    skipped = table.ignored(layout)
+    if not same_classes:
+        skipped |= {row.name(layout) for row in table.head}
+    shapes = parameter_shapes(config)
+    expected = {name: row.file_shape(shapes[row.path], layout) for name, row in rows.items()}
+    found = {name: value.shape for name, value in file.tensors.items() if name not in skipped}
+
+    positions = [name for name, row in rows.items() if row.path == table.position and name in found]
+    grid = None
+    for entry in positions:
+        ours, theirs = (rows[entry].our_shape(of[entry], layout) for of in (expected, found))
+        grid = _grid(file, theirs, table.prefix)
+        if grid and ours[-1] == theirs[-1]:
+            found[entry] = expected[entry]
+    return Match(
+        file=file,
+        name=name or describe(config),
+        config=config,
+        table=table,
+        layout=layout,
+        classes=classes,
+        rows=rows,
+        grid=grid,
+        problems=differences(found, expected),
+    )
 
 
-def _grid_of(file: WeightFile, shape: Shape, prefix: int) -> tuple[int, int] | None:
-    """Height and width of a sequence of positions (1, prefix + H * W, C)."""
+def _classes(file: WeightFile, config: ModelConfig, table: Table, layout: str) -> int:
+    """Number of classes of a file's head; 0 without one, and of networks that have none."""
+    biases = [row.name(layout) for row in table.head if row.path.endswith("/bias")]
+    if not biases:
+        return config.num_classes
+    return file.tensors[biases[0]].size if biases[0] in file.tensors else 0
+
+
+def _grid(file: WeightFile, shape: Shape, prefix: int | None) -> Grid | None:
+    """Height and width of a file's positions; None if they are not of the right rank.
+
+    A map (1, H, W, C) tells them. Of a sequence (1, prefix + H * W, C) the card tells them. Without
+    a card it is taken for a square one, as those of published files are; None if it has no such
+    number of entries.
+    """
+    if prefix is None:
+        return (shape[1], shape[2]) if len(shape) == 4 and min(shape) > 0 else None
     count = shape[1] - prefix if len(shape) == 3 else 0
     if file.card is not None:
         height, width = card_config(file.card).grids[0]
@@ -100,30 +144,33 @@ def _grid_of(file: WeightFile, shape: Shape, prefix: int) -> tuple[int, int] | N
     return (side, side) if side and side * side == count else None
 
 
-def fitting_models(file: WeightFile) -> list[str]:
-    """Names of the models a file holds the weights of, at any image size and class count."""
-    names = []
-    for name, row in zoo.MODELS.items():
-        if type(row) not in TABLES:
-            continue
-        table = table_of(row)
-        layout = table.recognise(file.tensors)
-        body = table.by_name(layout, with_head=False).keys()
-        known = table.by_name(layout).keys() | table.ignored(layout)
-        # Names are looked at first, for the shapes of a model take a second to find.
-        if body <= file.tensors.keys() <= known and not compare(file, row).problems:
-            names.append(name)
-    return names
+def fitting_models(file: WeightFile) -> list[list[str]]:
+    """The networks a file may hold the weights of, at any image size and class count, each with
+    all its names. Families without torch names are left out: their files have cards.
+    """
+    networks: dict[ModelConfig, list[str]] = {}
+    for name, row in zoo.rows().items():
+        networks.setdefault(row, []).append(name)
+    return [names for row, names in networks.items() if _fits(file, row)]
 
 
-def describe(config: zoo.ModelConfig) -> str:
-    """The name of a configuration's model; of one that is no row of the table, its type's."""
-    free = ("image_size", "num_classes", "dropout_rate", "attention_dropout_rate", "drop_path_rate")
-    found = dataclasses.asdict(config)
-    for name, row in zoo.MODELS.items():
-        expected = dataclasses.asdict(row)
-        fixed = [field for field in expected if field not in free]
-        if type(row) is type(config) and all(found[key] == expected[key] for key in fixed):
+def _fits(file: WeightFile, row: ModelConfig) -> bool:
+    if zoo.family_of(row).names is None:
+        return False
+    table = table_of(row)
+    layout = table.recognise(file.tensors)
+    body = table.by_name(layout, with_head=False).keys()
+    known = table.by_name(layout).keys() | table.ignored(layout)
+    # Names are looked at first, for the shapes of a model take a second to find.
+    return body <= file.tensors.keys() <= known and not match(file, row).problems
+
+
+def describe(config: ModelConfig) -> str:
+    """The name of a configuration's model, whatever its sizes and rates; of one that is no row of
+    the table, its type's.
+    """
+    for name, row in zoo.rows().items():
+        if type(row) is type(config) and not differing_options(row, config):
             return name
     return f"this {type(config).__name__.removesuffix('Config')}"
 
@@ -134,8 +181,8 @@ def identify(
     *,
     image_size: tuple[int, int] | None = None,
     num_classes: int | None = None,
-) -> tuple[str, zoo.ModelConfig]:
-    """Name and configuration of the model to give a file's weights to.
+) -> Match:
+    """The model to give a file's weights to, beside the file.
 
     Args:
       file: with or without a card.
@@ -151,45 +198,45 @@ def identify(
         name, config = file.card["model"], card_config(file.card)
     else:
         name = model or _only_fitting(file)
-        row = zoo.model_config(name)
-        config = dataclasses.replace(row, num_classes=compare(file, row).classes)
+        found = match(file, zoo.model_config(name), name)
         if image_size is None:
-            _check_card(file, name, config)
-            _check_grid(file, config)
+            _check_sizes(found)
+        config = dataclasses.replace(found.config, num_classes=found.classes)
     if image_size is not None:
         config = dataclasses.replace(config, image_size=image_size)
     if num_classes is not None:
         config = dataclasses.replace(config, num_classes=num_classes)
-    return name, config
+    return match(file, config, name)
 
 
 def _only_fitting(file: WeightFile) -> str:
     fitting = fitting_models(file)
     if len(fitting) != 1:
+        said = " and ".join(" or ".join(names) for names in fitting)
         raise ValueError(
             f"name the model of {file.source}, with --model=NAME or in Python with "
-            f"create_model(NAME, weights=...), for it fits "
-            f"{' and '.join(fitting) or 'none of those known'}"
+            f"create_model(NAME, weights=...), for it fits {said or 'none of those known'}"
         )
-    return fitting[0]
+    first, *others = fitting[0]
+    if others:
+        logger.info("%s is taken as %s, also named %s", file.source, first, ", ".join(others))
+    return first
 
 
-def _check_card(file: WeightFile, name: str, config: zoo.ModelConfig) -> None:
-    """Refuses a model that does not fit where the card names another one: no image size helps."""
-    if file.card is not None and compare(file, config).problems:
-        raise ValueError(
-            f"{file.source} does not fit {name}: its card says that it holds a "
-            f"{file.card['model']}. Leave out --model, or in Python use load_model(...)"
-        )
-
-
-def _check_grid(file: WeightFile, config: zoo.ModelConfig) -> None:
-    """Refuses to guess the image size of positions that are not for the model's own.
+def _check_sizes(found: Match) -> None:
+    """Refuses a model that its file's card does not name and that does not fit; and to guess the
+    image size of positions that are not for the model's own.
 
     Several sizes have the same grid, since the last pixels short of a patch go unseen.
     """
-    grid = position_grid(file, config)
-    if grid is None or grid == config.grids[0]:
+    file, config = found.file, found.config
+    if file.card is not None and found.problems:
+        raise ValueError(
+            f"{file.source} does not fit {found.name}: its card says that it holds a "
+            f"{file.card['model']}. Leave out --model, or in Python use load_model(...)"
+        )
+    grid = found.other_grid
+    if grid is None:
         return
     stride = config.strides[0]
     patch = getattr(config, "patch_size", stride)

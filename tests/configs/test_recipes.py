@@ -18,12 +18,15 @@ import pytest
 from ml_collections import ConfigDict
 
 from pit_jax.models import parameters, zoo
-from pit_jax.training import build, loop
-from pit_jax.training.checkpoints import restore_params
-from pit_jax.training.config import TrainConfig, parse
-from pit_jax.training.evaluation import evaluate_weights, recorded_protocol
-from pit_jax.training.setup import prepare
+from pit_jax.tasks import experiments
+from pit_jax.tasks.classification.config import ClassificationConfig
+from pit_jax.tasks.classification.task import Classification
+from pit_jax.tasks.experiments import parse, prepare
+from pit_jax.training import loop, start
+from pit_jax.training.batches import TrainBatches
 from pit_jax.training.state import create_state
+from pit_jax.weights.read import read
+from pit_jax.weights.run_directory import restore_params
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,7 +78,7 @@ TABLE: dict[str, tuple[Any, Any, Any, Any]] = {
     "distillation.teacher": ("regnety_160",) * 4,
     "distillation.teacher_weights": (None, None, None, "hf:timm/regnety_160.deit_in1k"),
     "accumulate": (1,) * 4,
-    "min_top1_at": ({},) * 4,
+    "min_metric_at": ({},) * 4,
 }
 COLUMNS = ("vanilla", "cutmix", "deit", "distill")
 # What differs for some models, in the settings that have DeiT's ingredients.
@@ -99,7 +102,7 @@ def load(file: str, variant: str) -> ConfigDict:
     return runpy.run_path(str(ROOT / "configs" / f"{file}.py"))["get_config"](variant)
 
 
-def value(config: TrainConfig, option: str) -> Any:
+def value(config: ClassificationConfig, option: str) -> Any:
     return functools.reduce(getattr, option.split("."), config)
 
 
@@ -203,17 +206,17 @@ def smoke_experiments() -> dict[str, ConfigDict]:
 def test_two_steps_of_every_smoke_variant(name: str, tmp_path: Path):
     setup = prepare(smoke_experiments()[name], tmp_path)
     state = create_state(
-        build.initial_values(setup),
-        setup.learner.optimizer,
+        setup.task.initial_values(),
+        setup.optimizer,
         setup.mesh,
         ema=setup.config.ema_decay is not None,
         seed=setup.config.seed,
     )
     before = jax.device_get(state.params)
-    teacher = build.teacher_params(setup)
+    teacher = start.constants(setup)
     assert bool(teacher) == name.startswith("distill")
-    step = build.compile_step(setup, state, teacher)
-    for batch in itertools.islice(build.TrainBatches(setup, 0), 2):
+    step = start.compile_step(setup, state, teacher)
+    for batch in itertools.islice(TrainBatches(setup, 0), 2):
         state, metrics = step(state, teacher, batch)
         assert math.isfinite(metrics["loss"])
         assert metrics["gradient_norm"] > 0
@@ -243,22 +246,24 @@ def test_a_smoke_run_is_interrupted_resumed_and_evaluated(file: str, tmp_path: P
     logger.addHandler(stop)
     logger.setLevel(logging.INFO)
     try:
-        interrupted = loop.train(config, tmp_path)
+        interrupted = experiments.train(config, tmp_path)
     finally:
         logger.removeHandler(stop)
         logger.setLevel(level)
     assert isinstance(interrupted, loop.Interrupted)
     assert interrupted.step == 15
-    result = loop.train(config, tmp_path)
+    result = experiments.train(config, tmp_path)
     assert isinstance(result, loop.Result)
     assert result.step == 30
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "train/loss" in line] == [5, 10, 15, 20, 25, 30]
 
-    found = evaluate_weights(tmp_path, protocol=recorded_protocol(tmp_path), batch_size=320)
-    assert found["count"] == result.metrics["test_count"] == 1280
-    assert found["top1"] == result.metrics["test_top1"]
-    np.testing.assert_allclose(found["loss"], result.metrics["test_loss"], rtol=1e-6)
+    file = read(tmp_path)
+    protocol = Classification.evaluation_options(file)
+    found = Classification.evaluate(file, protocol, batch_size=320).metrics
+    assert found["count"] == result.metrics["test/count"] == 1280
+    assert found["top1"] == result.metrics["test/top1"]
+    np.testing.assert_allclose(found["loss"], result.metrics["test/loss"], rtol=1e-6)
 
     # What is saved is the student alone.
     saved, _ = restore_params(tmp_path)

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from pit_jax.models import parameters
-from pit_jax.weights.files import WeightFile
 from pit_jax.weights.load import fit
+from pit_jax.weights.match import match
+from pit_jax.weights.read import WeightFile
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +46,7 @@ def params_of() -> Callable[[Any, Any], parameters.Params]:
 
     def convert(model: Any, config: Any) -> parameters.Params:
         tensors = {name: value.numpy().copy() for name, value in model.state_dict().items()}
-        return fit(WeightFile(tensors, "a torch model"), config)
+        return fit(match(WeightFile(tensors, "a torch model"), config))
 
     return convert
 

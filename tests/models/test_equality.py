@@ -21,9 +21,9 @@ import torch
 from pit_jax.models import parameters, zoo
 from pit_jax.models.pit.config import PiTConfig
 from pit_jax.weights.create import create_model
-from pit_jax.weights.files import WeightFile
 from pit_jax.weights.load import fit, load_weights, to_torch
-from pit_jax.weights.match import FLOAT32, abstract_model
+from pit_jax.weights.match import FLOAT32, abstract_model, match
+from pit_jax.weights.read import WeightFile
 from pit_jax.weights.verify import import_timm
 
 # Compiling takes most of the time here; this takes a third off, and leaves the arithmetic alone.
@@ -110,7 +110,7 @@ def test_forward_and_gradients_equal_the_official_code(
     oracle = of_model(recorded, f"{name}@224")
     config = zoo.model_config(name)
     assert isinstance(config, PiTConfig)
-    params = fit(official_file(official_shapes[name]), config)
+    params = fit(match(official_file(official_shapes[name]), config))
     graphdef, _ = abstract_model(config, FLOAT32)
 
     def loss(params: parameters.Params, images: jax.Array) -> Any:
@@ -145,7 +145,7 @@ def test_forward_equals_the_official_code_at_384(
     config = zoo.model_config(name, image_size=384)
     height, width = config.grids[0]
     shapes = {**official_shapes[name], "pos_embed": [1, config.widths[0], height, width]}
-    params = fit(official_file(shapes), config)
+    params = fit(match(official_file(shapes), config))
     graphdef, _ = abstract_model(config, FLOAT32)
 
     @functools.partial(jax.jit, compiler_options=QUICK_TO_COMPILE)

@@ -9,7 +9,7 @@ import pytest
 
 from pit_jax.models import parameters, zoo
 from pit_jax.optim.masks import layer_decay_scales, layer_ids, weight_decay_mask
-from pit_jax.weights.tables import table_of
+from pit_jax.weights.match import table_of
 
 
 @functools.cache

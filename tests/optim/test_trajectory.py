@@ -13,7 +13,7 @@ import pytest
 
 from pit_jax.models import parameters, zoo
 from pit_jax.optim.optimizers import make_optimizer
-from pit_jax.weights.tables import table_of
+from pit_jax.weights.match import table_of
 
 CONFIG = zoo.model_config("pit_ti", image_size=64)
 TABLE = table_of(CONFIG)

@@ -5,19 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from pit_jax.training import loop
+from pit_jax.tasks import experiments
 
 TINY = Path(__file__).parents[1] / "tiny.py"
-
-
-@pytest.fixture
-def workdir(tmp_path: Path) -> Path:
-    return tmp_path / "run"
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of an uninterrupted run on eight devices; to be read, or copied first."""
     workdir = tmp_path_factory.mktemp("finished")
-    loop.train(runpy.run_path(str(TINY))["get_config"](), workdir)
+    experiments.train(runpy.run_path(str(TINY))["get_config"](), workdir)
     return workdir

@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from pit_jax.training import loop
-from pit_jax.training.config import TrainConfig, default_config, parse
-from pit_jax.training.setup import prepare, record
-from pit_jax.training.window import TrainingError
+from pit_jax.tasks import experiments
+from pit_jax.tasks.classification.config import ClassificationConfig
+from pit_jax.tasks.experiments import default_config, parse, prepare
+from pit_jax.training.errors import TrainingError
+from pit_jax.training.setup import record
 
 
 def test_the_defaults_survive_the_round_trip():
-    assert parse(default_config()) == TrainConfig()
+    assert parse(default_config()) == ClassificationConfig()
 
 
 def test_values_of_all_kinds_arrive(config: ConfigDict):
@@ -44,7 +45,9 @@ def test_every_problem_is_listed_at_once(config: ConfigDict):
         ValueError, match=r"config\.duratio is not an option; did you mean"
     ) as caught:
         parse(config)
-    assert "config.data.crop_scale must be tuple[float, float], found (0.5,)" in str(caught.value)
+    assert (
+        "config.data.crop_scale must be tuple[float, float] such as (0.08, 1.0), found (0.5,)"
+    ) in str(caught.value)
     assert "config.batch_size must be int, found 'many'" in str(caught.value)
 
 
@@ -68,7 +71,7 @@ def test_every_problem_is_listed_at_once(config: ConfigDict):
         ("data.randaugment", "rand-m9-mst1", r"config.data.randaugment: unknown section 'mst1'"),
         ("data.augment_on", "gpu", "config.data.augment_on must be 'auto' or 'host' or 'device'"),
         ("data.bad_images", "skp", "config.data.bad_images must be 'error' or 'skip', found 'skp'"),
-        ("optimizer.name", "adam", r"unknown optimizer 'adam'; did you mean 'adamw'\?"),
+        ("optimizer.name", "adam", r"must be 'adamw' or .*, found 'adam'; did you mean 'adamw'\?"),
         ("optimizer.warmup", "9 epochs", "warmup='9 epochs' is longer than config.duration='3 ep"),
         ("optimizer.frozen", ("stage9",), r"names 'stage9', which is no part of pit_ti; did you"),
         ("duration", "3", "config.duration must be a number and a unit"),
@@ -143,7 +146,7 @@ def test_a_start_that_came_to_nothing_binds_no_other(config: ConfigDict, workdir
     """As where its weights were missing: the corrected command goes on in the same directory."""
     config.init_from = str(workdir / "missing.safetensors")
     with pytest.raises(TrainingError, match="there is no file or directory"):
-        loop.train(config, workdir)
+        experiments.train(config, workdir)
     (workdir / "checkpoints" / "3.orbax-checkpoint-tmp").mkdir()  # cut short, so not complete
     config.init_from = None
     prepare(config, workdir)

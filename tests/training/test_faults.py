@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
+from pit_jax.tasks import experiments
+from pit_jax.tasks.experiments import prepare
 from pit_jax.training import loop
 from pit_jax.training.checkpoints import CheckpointError
-from pit_jax.training.setup import prepare
 
 ROOT = Path(__file__).parents[2]
 TINY = Path(__file__).parents[1] / "tiny.py"
@@ -55,31 +56,31 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(
         else:
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with caplog.at_level("INFO", logger="pit_jax"):
-        result = loop.train(config, interrupted)
+        result = experiments.train(config, interrupted)
     assert "checkpoint of step 9 cannot be read" in caplog.text
     assert "resuming after step 6" in caplog.text
     assert (interrupted / "checkpoints" / "damaged-9").is_dir()
-    assert result.metrics == loop.train(config, finished).metrics
+    assert result.metrics == experiments.train(config, finished).metrics
 
 
 def test_a_half_written_checkpoint_is_no_checkpoint(interrupted: Path, config: ConfigDict, caplog):
     folder = interrupted / "checkpoints"
     (folder / "9").rename(folder / "9.orbax-checkpoint-tmp")
     with caplog.at_level("INFO", logger="pit_jax"):
-        loop.train(config, interrupted)
+        experiments.train(config, interrupted)
     assert "resuming after step 6" in caplog.text
 
 
 def test_a_checkpoint_of_another_model_is_refused_and_kept(interrupted: Path, config: ConfigDict):
     config.model.options.widths = (16, 32)
     with pytest.raises(ValueError, match="belongs to another experiment"):
-        loop.train(config, interrupted)
+        experiments.train(config, interrupted)
     with pytest.raises(CheckpointError, match=r"another model: \d+ arrays of its params differ"):
         loop.run(prepare(config, interrupted, allow_config_changes=True))
     assert (interrupted / "checkpoints" / "9").is_dir()
     # Nor is the experiment of the directory lost.
     config.model.options.widths = (8, 16)
-    assert loop.train(config, interrupted).step == 9
+    assert experiments.train(config, interrupted).step == 9
 
 
 CHANGES = [
@@ -110,7 +111,7 @@ def test_a_moving_average_that_was_not_kept_is_not_damage(
     config.optimizer.warmup = "1 step"
     config.ema_decay = None
     config.evaluate_ema = False
-    loop.train(config, workdir)
+    experiments.train(config, workdir)
     config.duration = "3 steps"
     config.ema_decay = 0.9
     with pytest.raises(CheckpointError, match="of another moving average"):

@@ -12,14 +12,15 @@ import torch
 from ml_collections import ConfigDict
 
 from pit_jax.models import parameters, zoo
-from pit_jax.training import build
+from pit_jax.tasks.experiments import prepare
+from pit_jax.training import start
 from pit_jax.training.checkpoints import Checkpoints
-from pit_jax.training.setup import Setup, prepare
-from pit_jax.training.window import TrainingError
-from pit_jax.weights import files
+from pit_jax.training.errors import TrainingError
+from pit_jax.training.setup import Experiment
 from pit_jax.weights.cards import make_card
-from pit_jax.weights.files import write_weights
+from pit_jax.weights.read import read
 from pit_jax.weights.verify import reference_model
+from pit_jax.weights.write import write_weights
 
 
 @pytest.fixture
@@ -33,11 +34,11 @@ def larger(tmp_path: Path, config: ConfigDict) -> Path:
     return path
 
 
-def updates(setup: Setup) -> dict[str, np.ndarray]:
+def updates(setup: Experiment) -> dict[str, np.ndarray]:
     """What the optimizer makes of a gradient of ones, by parameter."""
     params, _ = parameters.separate(setup.abstract)
     ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), params)
-    found, _ = setup.learner.optimizer.update(ones, setup.learner.optimizer.init(ones), ones)
+    found, _ = setup.optimizer.update(ones, setup.optimizer.init(ones), ones)
     return {path: np.asarray(leaf) for path, leaf in parameters.flatten(found).items()}
 
 
@@ -46,10 +47,10 @@ def test_positions_are_resized_the_head_replaced_and_both_announced(
 ):
     config.init_from, config.init_head = str(larger), "new"
     with caplog.at_level(logging.INFO, logger="pit_jax"):
-        found = parameters.flatten(build.initial_values(prepare(config, workdir)))
+        found = parameters.flatten(prepare(config, workdir).task.initial_values())
     assert found["embedding/position"].shape == (1, 4, 4, 8)
     assert found["head/kernel"].shape == (16, 10)
-    stored = files.read(larger).tensors
+    stored = read(larger).tensors
     np.testing.assert_array_equal(found["pool0/fc/kernel"], stored["pool0/fc/kernel"])
     assert "starting from the weights" in caplog.text
     assert "map of positions resized from 8 x 8 to 4 x 4" in caplog.text
@@ -59,7 +60,7 @@ def test_positions_are_resized_the_head_replaced_and_both_announced(
 def test_a_head_of_other_classes_names_the_option(larger: Path, config: ConfigDict, workdir: Path):
     config.init_from = str(larger)
     with pytest.raises(TrainingError, match=r"head is for 3 .*; here --config\.init_head=new"):
-        build.initial_values(prepare(config, workdir))
+        prepare(config, workdir).task.initial_values()
 
 
 def test_a_torch_file_is_what_training_starts_from(
@@ -69,17 +70,17 @@ def test_a_torch_file_is_what_training_starts_from(
     config.init_from = str(tmp_path / "tiny.pth")
     setup = prepare(config, workdir)
     torch.manual_seed(0)
-    reference = reference_model(setup.model_config)
+    reference = reference_model(setup.task.network)
     torch.save(reference.state_dict(), config.init_from)
     saved = Checkpoints(workdir, keep=1)
     with caplog.at_level(logging.INFO, logger="pit_jax"), contextlib.closing(saved):
-        state, _ = build.start_state(setup, saved)
+        state, _ = start.start_state(setup, saved)
     assert f"starting from the weights {config.init_from}" in caplog.text
     images = np.random.default_rng(0).standard_normal((4, 8, 8, 3)).astype("f")
     with torch.no_grad():
         expected = reference(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy()
     for values in jax.device_get((state.params, state.ema)):
-        model = parameters.merge(setup.learner.graphdef, values)
+        model = parameters.merge(setup.task.model()[0], values)
         np.testing.assert_allclose(jax.jit(model)(images), expected, rtol=1e-4, atol=1e-5)
 
 

@@ -12,12 +12,16 @@ from ml_collections import ConfigDict
 
 import pit_jax
 from pit_jax.models import parameters
-from pit_jax.training import checkpoints, evaluation, loop
-from pit_jax.training.build import TrainBatches, compile_step, initial_values
-from pit_jax.training.setup import prepare
+from pit_jax.tasks import experiments
+from pit_jax.tasks.classification.task import Classification
+from pit_jax.tasks.experiments import prepare
+from pit_jax.training import loop
+from pit_jax.training.batches import TrainBatches
+from pit_jax.training.errors import TrainingError
+from pit_jax.training.start import compile_step
 from pit_jax.training.state import create_state
-from pit_jax.training.window import TrainingError
-from pit_jax.weights import files
+from pit_jax.weights.read import read
+from pit_jax.weights.run_directory import restore_params
 
 
 def events(workdir: Path) -> list[dict[str, float]]:
@@ -25,16 +29,16 @@ def events(workdir: Path) -> list[dict[str, float]]:
 
 
 def last_weights(workdir: Path) -> dict[str, np.ndarray]:
-    params, _ = checkpoints.restore_params(workdir)
+    params, _ = restore_params(workdir)
     return parameters.flatten(params)
 
 
 def test_a_run_leaves_its_result_metrics_and_weights(finished: Path):
     result = json.loads((finished / "result.json").read_text())
     assert result["step"] == 9
-    assert result["metrics"]["test_count"] == 37
-    assert result["metrics"]["test_top1"] * 37 == pytest.approx(
-        round(result["metrics"]["test_top1"] * 37)
+    assert result["metrics"]["test/count"] == 37
+    assert result["metrics"]["test/top1"] * 37 == pytest.approx(
+        round(result["metrics"]["test/top1"] * 37)
     )
     assert result["seconds"] > 0
     assert result["images_per_second"] > 0
@@ -57,9 +61,7 @@ def test_training_learns(finished: Path):
 
 def test_the_step_takes_over_the_memory_of_its_state(config: ConfigDict, workdir: Path):
     setup = prepare(config, workdir)
-    state = create_state(
-        initial_values(setup), setup.learner.optimizer, setup.mesh, ema=True, seed=0
-    )
+    state = create_state(setup.task.initial_values(), setup.optimizer, setup.mesh, ema=True, seed=0)
     batch = next(TrainBatches(setup, 0))
     compile_step(setup, state, {})(state, {}, batch)
     moments = jax.tree.leaves([state.params, state.ema, state.optimizer])
@@ -71,7 +73,7 @@ def test_the_step_is_compiled_once_and_ahead(
 ):
     config.duration = "2 epochs"
     with jax.log_compiles(), caplog.at_level("INFO", logger="pit_jax"):
-        loop.train(config, workdir)
+        experiments.train(config, workdir)
     compiled = [line for line in caplog.messages if line.startswith("Compiling jit(train_step)")]
     assert len(compiled) == 1
     steps = [index for index, line in enumerate(caplog.messages) if line.startswith("step ")]
@@ -93,7 +95,7 @@ def test_the_share_of_time_waited_for_data_is_logged(
 
     monkeypatch.setattr(loop, "TrainBatches", Slow)
     config.log_every = f"{steps} steps"
-    loop.train(config, workdir)
+    experiments.train(config, workdir)
     lines = [line for line in events(workdir) if "train/data_wait_fraction" in line]
     assert len(lines) == 9 // steps
     for line in lines:
@@ -104,10 +106,10 @@ def test_the_share_of_time_waited_for_data_is_logged(
 def test_a_finished_run_is_only_reported(finished: Path, config: ConfigDict, caplog):
     before = (finished / "result.json").read_bytes()
     with caplog.at_level("INFO", logger="pit_jax"):
-        result = loop.train(config, finished)
+        result = experiments.train(config, finished)
     assert "is finished; nothing to do" in caplog.text
     assert "compiled" not in caplog.text
-    assert str(result).startswith("done: step=9 test_top1=0.")
+    assert str(result).startswith("done: step=9 test/top1=0.")
     assert (finished / "result.json").read_bytes() == before
 
 
@@ -121,7 +123,7 @@ def test_an_interrupted_run_continues_bit_identically(
         (workdir / name).unlink()
     for step in lost:
         shutil.rmtree(workdir / "checkpoints" / step)
-    loop.train(config, workdir)
+    experiments.train(config, workdir)
     again, first = (last_weights(directory) for directory in (workdir, finished))
     for name, value in first.items():
         np.testing.assert_array_equal(again[name], value, err_msg=name)
@@ -134,7 +136,7 @@ def test_sharded_parameters_train_like_replicated_ones(
 ):
     monkeypatch.setattr("pit_jax.sharding.MIN_SHARDED_SIZE", 64)
     config.fsdp = 4
-    loop.train(config, workdir)
+    experiments.train(config, workdir)
     losses = [
         [line["train/loss"] for line in events(path) if "train/loss" in line]
         for path in (workdir, finished)
@@ -148,8 +150,8 @@ def test_the_state_is_sharded_where_it_is_large(config: ConfigDict, workdir: Pat
     monkeypatch.setattr("pit_jax.sharding.MIN_SHARDED_SIZE", 64)
     config.fsdp = 4
     setup = prepare(config, workdir)
-    values = initial_values(setup)
-    state = create_state(values, setup.learner.optimizer, setup.mesh, ema=False, seed=0)
+    values = setup.task.initial_values()
+    state = create_state(values, setup.optimizer, setup.mesh, ema=False, seed=0)
     kernel = state.params["stage1"]["block0"]["mlp"]["fc1"]["kernel"]
     assert kernel.addressable_shards[0].data.size == kernel.size // 4
     moments = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.shape == kernel.shape]
@@ -163,7 +165,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(config: ConfigDict, workdir: Pa
     with pytest.raises(
         TrainingError, match=r"(loss|gradient_norm) is .* at step \d.*last good checkpoint"
     ):
-        loop.train(config, workdir)
+        experiments.train(config, workdir)
     assert not (workdir / "result.json").exists()
 
 
@@ -171,30 +173,31 @@ def test_weights_to_start_from_are_taken_or_named(
     finished: Path, config: ConfigDict, workdir: Path
 ):
     config.init_from = str(finished)
-    values = parameters.flatten(initial_values(prepare(config, workdir)))
-    exported = files.read(finished).tensors
+    values = parameters.flatten(prepare(config, workdir).task.initial_values())
+    exported = read(finished).tensors
     for name, value in values.items():
         np.testing.assert_array_equal(value, exported[name])
     config.init_from = str(finished / "nothing.pth")
     with pytest.raises(TrainingError, match=r"config\.init_from=.*there is no file or directory"):
-        loop.train(config, workdir.with_name("other"))
+        experiments.train(config, workdir.with_name("other"))
 
 
 def test_weights_evaluate_to_the_accuracy_of_training(finished: Path):
     expected = json.loads((finished / "result.json").read_text())["metrics"]
     for source in (finished, finished / "model.safetensors"):
-        protocol = evaluation.recorded_protocol(source)
+        file = read(source)
+        protocol = Classification.evaluation_options(file)
         assert (protocol.data, protocol.split) == ("digits", "test[:37]")
-        found = evaluation.evaluate_weights(source, protocol=protocol, batch_size=9)
-        assert found["top1"] == expected["test_top1"]
+        found = Classification.evaluate(file, protocol, batch_size=9).metrics
+        assert found["top1"] == expected["test/top1"]
         assert found["count"] == 37
-        assert found["loss"] == pytest.approx(expected["test_loss"], rel=1e-5)
+        assert found["loss"] == pytest.approx(expected["test/loss"], rel=1e-5)
 
 
 def test_an_unfinished_run_serves_its_newest_checkpoint(finished: Path, workdir: Path):
     shutil.copytree(finished, workdir)
     (workdir / "model.safetensors").unlink()
-    params, model = checkpoints.restore_params(workdir)
+    params, model = restore_params(workdir)
     assert model["name"] == "pit_ti"
     created = pit_jax.create_model("pit_ti", weights=workdir, **model["options"])
     loaded = parameters.flatten(parameters.split(created)[1])
@@ -212,14 +215,14 @@ def test_a_run_is_loaded_with_all_its_options(finished: Path):
 
 def test_a_directory_without_checkpoints_is_named(tmp_path: Path):
     with pytest.raises(ValueError, match="not a run directory"):
-        checkpoints.restore_params(tmp_path)
+        restore_params(tmp_path)
     (tmp_path / "config.json").write_text('{"model": {}}')
     with pytest.raises(ValueError, match="holds no complete checkpoint"):
-        checkpoints.restore_params(tmp_path)
+        restore_params(tmp_path)
 
 
 def test_the_exported_weights_are_those_of_the_last_checkpoint(finished: Path):
-    exported = files.read(finished / "model.safetensors")
+    exported = read(finished / "model.safetensors")
     assert exported.card is not None
     assert exported.card["model"] == "pit_ti"
     restored = last_weights(finished)

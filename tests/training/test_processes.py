@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from pit_jax.models import parameters
-from pit_jax.training import checkpoints
+from pit_jax.weights.run_directory import restore_params
 
 ROOT = Path(__file__).parents[2]
 TINY = Path(__file__).parents[1] / "tiny.py"
@@ -173,7 +173,7 @@ def test_equal_results_on_any_devices(
         assert left == pytest.approx(right, rel=2e-4)
         for name in ("test/count", "test/top1", "test/top5"):
             assert left.get(name) == right.get(name)
-    restored, _ = checkpoints.restore_params(tmp_path)
+    restored, _ = restore_params(tmp_path)
     assert parameters.count(restored) > 0
 
 

@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import pytest
 from PIL import Image
 
+from pit_jax.tasks.classification.task import Classification
 from pit_jax.training.curves import draw_curves
 from pit_jax.training.profile import Profile
-from pit_jax.training.reporting import CURVES_FILE, METRICS_FILE, Reporter
+from pit_jax.training.reporting import CURVES_FILE, Reporter
+from pit_jax.weights.run_directory import METRICS_FILE
 
 TRAINING = {"loss": 2.0, "top1": 0.5, "learning_rate": 0.1}
 TEST = {"loss": 1.5, "top1": 0.6, "top5": 0.9, "count": 10}
@@ -24,6 +26,7 @@ TEST = {"loss": 1.5, "top1": 0.6, "top5": 0.9, "count": 10}
 def reporter(workdir: Path, first_step: int = 0, step_utilisation: float | None = None) -> Reporter:
     return Reporter(
         workdir,
+        metrics=Classification.metrics,
         steps_per_epoch=5,
         total_steps=10,
         batch_size=8,
@@ -80,7 +83,7 @@ def test_a_terminal_gets_a_live_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         time.sleep(0.11)
     report.close()
     drawn = terminal.getvalue().split("\r")
-    assert any("2/10" in line and "loss 1.750, top1 25.0%" in line for line in drawn)
+    assert any("2/10" in line and "train/loss 1.7500  train/top1 25.00%" in line for line in drawn)
     assert any("step/s" in line and "<" in line for line in drawn)
 
 
@@ -90,7 +93,7 @@ def test_a_log_file_gets_plain_lines(tmp_path: Path, caplog: pytest.LogCaptureFi
         report.step(2, TRAINING)
         report.training(2, TRAINING)
     report.close()
-    assert "step 2/10  epoch 0.4  loss 2.0000  top1 50.00%  lr 1.00e-01" in caplog.text
+    assert "step 2/10  epoch 0.4  train/loss 2.0000  train/top1 50.00%  lr 1.00e-01" in caplog.text
     assert "images/s" in caplog.text
     assert "ETA" in caplog.text
     assert "\r" not in capsys.readouterr().err
@@ -137,7 +140,7 @@ def test_curves_of_an_evaluation_alone_are_drawn_without_a_warning(tmp_path: Pat
     (tmp_path / METRICS_FILE).write_text('{"step": 2, "test/loss": 1.5, "test/top1": 0.6}\n')
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        draw_curves(tmp_path / METRICS_FILE, tmp_path / CURVES_FILE)
+        draw_curves(tmp_path / METRICS_FILE, tmp_path / CURVES_FILE, ["loss", "top1"])
     assert (tmp_path / CURVES_FILE).is_file()
 
 

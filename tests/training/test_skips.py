@@ -10,18 +10,18 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from pit_jax.training import loop, step
-from pit_jax.training.window import TrainingError
+from pit_jax.tasks import experiments
+from pit_jax.training import step
+from pit_jax.training.errors import TrainingError
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, is_poisoned: Callable[[jax.Array], jax.Array]) -> None:
     """Makes NaNs of the images of some steps, counted from one."""
     gradient = step._gradient
 
-    def poisoned(learner: Any, config: Any, state: Any, teacher: Any, inputs: Any) -> Any:
-        images, *rest = inputs
-        images = jnp.where(is_poisoned(state.step + 1), jnp.nan, images)
-        return gradient(learner, config, state, teacher, (images, *rest))
+    def poisoned(task: Any, graphdef: Any, state: Any, *, inputs: Any, **rest: Any) -> Any:
+        images = jnp.where(is_poisoned(state.step + 1), jnp.nan, inputs["images"])
+        return gradient(task, graphdef, state, inputs={**inputs, "images": images}, **rest)
 
     monkeypatch.setattr(step, "_gradient", poisoned)
 
@@ -31,7 +31,7 @@ def test_a_run_skips_the_update_of_a_broken_step_and_goes_on(
 ):
     poison(monkeypatch, lambda number: number == 4)
     config.on_nonfinite, config.log_every, config.tensorboard = "skip", "1 step", False
-    assert loop.train(config, workdir).step == 9
+    assert experiments.train(config, workdir).step == 9
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is no JSON")
@@ -53,4 +53,4 @@ def test_starting_again_does_not_begin_the_count_of_skips_anew(
     config.tensorboard = False
     for _ in range(2):
         with pytest.raises(TrainingError, match=r"3 steps in a row, up to step 4; .*checkpoints/3"):
-            loop.train(config, workdir)
+            experiments.train(config, workdir)

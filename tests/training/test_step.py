@@ -15,11 +15,18 @@ from pit_jax import sharding
 from pit_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
 from pit_jax.models import parameters, zoo
 from pit_jax.ops import lowerings
-from pit_jax.training.build import initial_values, jitted_step
-from pit_jax.training.config import AugmentConfig, DistillationConfig, ModelConfig, TrainConfig
-from pit_jax.training.setup import prepare
+from pit_jax.optim.optimizers import make_optimizer
+from pit_jax.tasks.classification.config import (
+    AugmentConfig,
+    ClassificationConfig,
+    DistillationConfig,
+    ModelConfig,
+)
+from pit_jax.tasks.classification.task import Classification
+from pit_jax.tasks.experiments import prepare
+from pit_jax.training.start import compile_step, jitted_step
 from pit_jax.training.state import TrainState, create_state, initial_state
-from pit_jax.training.step import Learner, loss_function, make_eval_step, make_train_step, zero_sums
+from pit_jax.training.step import TrainStep, loss_function, make_train_step
 
 OPTIONS = {
     "image_size": 8,
@@ -32,7 +39,7 @@ OPTIONS = {
 }
 
 
-SETTINGS = TrainConfig(
+SETTINGS = ClassificationConfig(
     model=ModelConfig(dtype="float32"), augment=AugmentConfig(flip_probability=0.0)
 )
 OPTIMIZER = optax.sgd(0.1)
@@ -40,6 +47,10 @@ OPTIMIZER = optax.sgd(0.1)
 
 def network(name: str = "pit_ti", **options: Any) -> tuple[Any, parameters.Params]:
     return parameters.split(zoo.build(zoo.model_config(name, **{**OPTIONS, **options})))
+
+
+def step_of(task: Classification) -> TrainStep:
+    return make_train_step(task, OPTIMIZER, lambda step: 0.1)
 
 
 def batch(size: int) -> dict[str, np.ndarray]:
@@ -58,22 +69,16 @@ def normalised(images: np.ndarray) -> np.ndarray:
 def advance(
     name: str = "pit_ti",
     data: dict[str, np.ndarray] | None = None,
-    teacher: tuple[Any, parameters.Params] = (None, {}),
+    teacher: tuple[Any, parameters.Params] = (None, {}),  # configuration, values
     steps: int = 1,
     options: dict[str, Any] | None = None,
     **settings: Any,
 ) -> tuple[TrainState, TrainState, dict[str, jax.Array]]:
     """States before and after some steps on one batch, and the last metrics."""
-    graphdef, values = network(name, **(options or {}))
+    model = zoo.model_config(name, **{**OPTIONS, **(options or {})})
+    _, values = parameters.split(zoo.build(model))
     config = dataclasses.replace(SETTINGS, **settings)
-    learner = Learner(
-        graphdef=graphdef,
-        num_classes=7,
-        optimizer=OPTIMIZER,
-        schedule=lambda step: 0.1,
-        teacher=teacher[0],
-    )
-    step = jax.jit(make_train_step(learner, config))
+    step = jax.jit(step_of(Classification(config, model, teacher=teacher[0])))
     first = state = initial_state(values, OPTIMIZER, config.seed, ema=config.ema_decay is not None)
     for _ in range(steps):
         state, metrics = step(state, teacher[1], data or batch(8))
@@ -123,18 +128,18 @@ def test_rematerialisation_saves_memory():
     """Counts the bytes that the backward pass of a TPU keeps of an image; the parameters are there
     anyway. On a CPU the compiler would undo the saving.
     """
-    graphdef, values = zoo.abstract(zoo.model_config("pit_ti"), dtype=jnp.bfloat16)
-    learner = Learner(
-        graphdef=graphdef, num_classes=1000, optimizer=OPTIMIZER, schedule=lambda step: 0.1
-    )
+    model = zoo.model_config("pit_ti")
+    graphdef, values = zoo.abstract(model, dtype=jnp.bfloat16)
 
     def kept(remat: str, count: int) -> int:
-        loss = loss_function(learner, dataclasses.replace(SETTINGS, remat=remat), {})
+        task = Classification(dataclasses.replace(SETTINGS, remat=remat), model)
+        loss = loss_function(task, graphdef, {})
         images = jnp.zeros((count, 224, 224, 3), jnp.bfloat16)
-        inputs = (images, jnp.zeros((count, 1000)), jax.random.key(0), None)
+        inputs = {"images": images, "targets": jnp.zeros((count, 1000))}
         with lowerings.compiling_for("tpu"):
             residuals = jax.eval_shape(
-                lambda values: jax.vjp(lambda p: loss(p, *inputs)[0], values)[1], values
+                lambda values: jax.vjp(lambda p: loss(p, inputs, jax.random.key(0))[0], values)[1],
+                values,
             )
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(residuals))
 
@@ -150,13 +155,11 @@ def test_the_moving_average_follows_the_parameters():
 
 def test_runs_of_all_seeds_share_a_program():
     """Whoever repeats a run with other seeds compiles once."""
-    graphdef, values = network()
-    learner = Learner(
-        graphdef=graphdef, num_classes=7, optimizer=OPTIMIZER, schedule=lambda step: 0.1
-    )
+    model = zoo.model_config("pit_ti", **OPTIONS)
+    _, values = network()
     programs = set()
     for seed in (1, 2):
-        step = jax.jit(make_train_step(learner, dataclasses.replace(SETTINGS, seed=seed)))
+        step = jax.jit(step_of(Classification(dataclasses.replace(SETTINGS, seed=seed), model)))
         state = initial_state(values, OPTIMIZER, seed, ema=False)
         programs.add(step.lower(state, {}, batch(8)).as_text())
     assert len(programs) == 1
@@ -175,9 +178,12 @@ def test_randomness_is_a_function_of_seed_and_step():
 @pytest.mark.parametrize("kind", ["hard", "soft"])
 def test_distillation_adds_the_teachers_term(kind: str):
     data = batch(8)
-    teacher = network(widths=(16, 32))
+    taught_by = zoo.model_config("pit_ti", **{**OPTIONS, "widths": (16, 32)})
+    teacher = parameters.split(zoo.build(taught_by))
     settings = DistillationConfig(kind=kind, alpha=0.4, temperature=2.0)
-    before, _, metrics = advance("pit_ti_distilled", data, teacher, distillation=settings)
+    before, _, metrics = advance(
+        "pit_ti_distilled", data, (taught_by, teacher[1]), distillation=settings
+    )
     images = normalised(data["image"])
     student = parameters.merge(network("pit_ti_distilled")[0], before.params)
     own, distilled = jax.jit(lambda x: student(x, train=True))(images)
@@ -196,7 +202,7 @@ def test_in_bfloat16_all_that_is_kept_stays_float32(config: ConfigDict, workdir:
     """Parameters, their moving average and the moments; and finer than bfloat16 could hold."""
     config.model.dtype = "bfloat16"
     setup = prepare(config, workdir)
-    values, optimizer = initial_values(setup), setup.learner.optimizer
+    values, optimizer = setup.task.initial_values(), setup.optimizer
     state = create_state(values, optimizer, setup.mesh, ema=True, seed=0)
     data = sharding.to_global(setup.mesh, batch(32))
     lowered = jitted_step(setup, state).lower(state, {}, data)
@@ -216,19 +222,15 @@ def test_in_bfloat16_all_that_is_kept_stays_float32(config: ConfigDict, workdir:
 
 def test_batch_statistics_move_in_training():
     options = {"image_size": 32, "depths": (1, 1, 1, 1)}
-    graphdef, values = parameters.split(
-        zoo.build(zoo.model_config("resnet50", num_classes=7, **options))
-    )
-    learner = Learner(
-        graphdef=graphdef, num_classes=7, optimizer=OPTIMIZER, schedule=lambda step: 0.1
-    )
+    model = zoo.model_config("resnet50", num_classes=7, **options)
+    _, values = parameters.split(zoo.build(model))
     state = initial_state(values, OPTIMIZER, 0, ema=False)
     rng = np.random.default_rng(0)
     data = {
         "image": rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8),
         "label": np.arange(4, dtype=np.int32),
     }
-    after, metrics = jax.jit(make_train_step(learner, SETTINGS))(state, {}, data)
+    after, metrics = jax.jit(step_of(Classification(SETTINGS, model)))(state, {}, data)
     assert np.isfinite(metrics["loss"])
     for old, new in zip(
         jax.tree.leaves(state.statistics), jax.tree.leaves(after.statistics), strict=True
@@ -237,7 +239,7 @@ def test_batch_statistics_move_in_training():
 
 
 def test_an_update_that_is_not_finite_is_skipped_and_counted(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("pit_jax.training.step.IMAGENET_MEAN", (float("nan"),) * 3)
+    monkeypatch.setattr("pit_jax.tasks.classification.task.IMAGENET_MEAN", (float("nan"),) * 3)
     before, after, metrics = advance(steps=2, on_nonfinite="skip", ema_decay=0.9)
     assert not np.isfinite(metrics["loss"])
     assert_close(after.params, before.params, rtol=0, atol=0)
@@ -247,36 +249,55 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(monkeypatch: pytest
     assert metrics["skipped"] == 2
 
 
-def test_evaluation_ranks_nan_last_and_ties_as_argmax():
-    class Given:
-        """Stands for a model: its images are its logits."""
+@pytest.mark.parametrize("name", ["adamw", "sgd", "adamp"])
+def test_parameters_and_moments_that_do_not_move_stay_bit_for_bit(name: str):
+    """As in a supernet, whose step trains one path: all but the first block are left alone."""
 
-        def __call__(self, images: jax.Array) -> jax.Array:
-            return logits
+    class Partial(Classification):
+        def moves(self, key: jax.Array, params: parameters.Params) -> parameters.Params:
+            drawn = jax.random.bernoulli(key, 1.0)  # from the step's key, as a path is
+            return parameters.unflatten(
+                {
+                    path: jnp.full((1,) * leaf.ndim, path.startswith("stage0")) & drawn
+                    for path, leaf in parameters.flatten(params).items()
+                }
+            )
 
-    logits = jnp.array([[1.0, 1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0], [jnp.nan] * 7])
-    data = {"image": jnp.zeros((3, 8, 8, 3), jnp.uint8), "label": jnp.array([0, 1, 0])}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pit_jax.models.parameters.merge", lambda graphdef, params: Given())
-        sums = make_eval_step(None)({}, data, zero_sums())
-    assert sums["top1"] == 1
-    assert sums["top5"] == 2
+    model = zoo.model_config("pit_ti", **OPTIONS)
+    _, values = parameters.split(zoo.build(model))
+    optimizer = make_optimizer(name, 0.1, weight_decay=0.05)
+    state = initial_state(values, optimizer, 0, ema=False)
+    step = jax.jit(make_train_step(Partial(SETTINGS, model), optimizer, lambda step: 0.1))
+    after, metrics = step(state, {}, batch(8))
+    whole, _ = jax.jit(make_train_step(Classification(SETTINGS, model), optimizer, lambda _: 0.1))(
+        state, {}, batch(8)
+    )
+    assert np.isfinite(metrics["loss"])
+    for path, leaf in parameters.flatten(after.params).items():
+        moved = whole if path.startswith("stage0") else state
+        np.testing.assert_array_equal(leaf, parameters.flatten(moved.params)[path])
+    moments = jax.tree_util.tree_leaves_with_path(after.optimizer)
+    before = jax.tree.leaves(state.optimizer)
+    for (path, leaf), old, new in zip(
+        moments, before, jax.tree.leaves(whole.optimizer), strict=True
+    ):
+        of_parameter = leaf.ndim > 0 and "stage0" not in jax.tree_util.keystr(path)
+        np.testing.assert_array_equal(leaf, old if of_parameter else new)
 
 
-def test_evaluation_counts_ranks_and_leaves_padding_out():
-    graphdef, params = network()
-    data = batch(12)
-    data["label"][[3, 11]] = -1
-    sums = jax.jit(make_eval_step(graphdef))(params, data, zero_sums())
-    sums = jax.jit(make_eval_step(graphdef))(params, data, sums)
-    logits = np.asarray(jax.jit(parameters.merge(graphdef, params))(normalised(data["image"])))
-    valid = data["label"] >= 0
-    order = np.argsort(-logits[valid], axis=1)
-    hits = order == data["label"][valid][:, None]
-    assert sums["count"] == 2 * 10
-    assert sums["top1"] == 2 * hits[:, 0].sum()
-    assert sums["top5"] == 2 * hits[:, :5].sum()
-    shifted = logits[valid] - logits[valid].max(1, keepdims=True)
-    log_p = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-    expected = -2 * log_p[np.arange(10), data["label"][valid]].sum()
-    np.testing.assert_allclose(sums["loss"], expected, rtol=1e-5)
+def test_a_step_is_compiled_for_every_shape_of_batch(config: ConfigDict, workdir: Path):
+    """Two canvases are two programs of one task; the batch tells which one runs."""
+    experiment = prepare(config, workdir)
+    shapes = experiment.task.batch_shapes(32)[0]
+    small = dict(shapes, image=jax.ShapeDtypeStruct((16, 8, 8, 3), jnp.uint8))
+    small["label"] = jax.ShapeDtypeStruct((16,), jnp.int32)
+    experiment.task.batch_shapes = lambda size: (shapes, small)
+    values = experiment.task.initial_values()
+    state = create_state(values, experiment.optimizer, experiment.mesh, ema=True, seed=0)
+    step = compile_step(experiment, state, {})
+    for size in (32, 16):
+        rows = sharding.to_global(experiment.mesh, batch(size))
+        state, metrics = step(state, {}, rows)
+        assert np.isfinite(metrics["loss"])
+    with pytest.raises(ValueError, match=r"no step is compiled for a batch of .*24"):
+        step(state, {}, sharding.to_global(experiment.mesh, batch(24)))

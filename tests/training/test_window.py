@@ -6,23 +6,24 @@ import math
 import jax.numpy as jnp
 import pytest
 
-from pit_jax.training.window import TrainingError, Window
+from pit_jax.training.errors import TrainingError
+from pit_jax.training.window import Window
 
 
-def metrics(loss: float, learning_rate: float = 0.5, skipped: int = 0) -> dict:
+def metrics(loss: float, learning_rate: float = 0.5, skipped: int = 0, in_a_row: int = 0) -> dict:
     values = {"loss": loss, "top1": 0.5, "gradient_norm": 1.0, "learning_rate": learning_rate}
     return {
         **{name: jnp.float32(value) for name, value in values.items()},
         "skipped": jnp.int32(skipped),
+        "skipped_in_a_row": jnp.int32(in_a_row),
     }
 
 
-def window(on_nonfinite: str, max_skips: int = 3, skips_in_a_row: int = 0) -> Window:
+def window(on_nonfinite: str, max_skips: int = 3) -> Window:
     return Window(
         [],
         on_nonfinite=on_nonfinite,
         max_skips=max_skips,
-        skips_in_a_row=skips_in_a_row,
         last_good=lambda: "checkpoints/40",
     )
 
@@ -51,9 +52,8 @@ def test_a_loss_that_is_not_finite_names_step_metric_and_checkpoint(loss: float)
 def test_skipped_steps_are_left_out_and_a_run_of_them_stops():
     rows = window("skip")
     losses = [1.0, math.nan, math.nan, 3.0, math.nan, math.nan, math.nan]
-    for step, loss in enumerate(losses[:-1], start=1):
-        rows.add(step, metrics(loss))
-    rows.add(len(losses), metrics(losses[-1]))
+    for step, (loss, in_a_row) in enumerate(zip(losses, [0, 1, 2, 0, 1, 2, 3], strict=True), 1):
+        rows.add(step, metrics(loss, in_a_row=in_a_row))
     assert [row["loss"] for row in rows.rows if "loss" in row] == [1.0, 3.0]
     with pytest.raises(
         TrainingError, match="loss was not finite in 3 steps in a row, up to step 7"
@@ -68,9 +68,7 @@ def test_learning_rate_and_skips_are_of_the_newest_step_skipped_or_not():
     rows.add(2, metrics(math.nan, 0.5, skipped=1))
     rows.settle()
     saved = json.loads(json.dumps(rows.rows, allow_nan=False))
-    resumed = Window(
-        saved, on_nonfinite="skip", max_skips=3, skips_in_a_row=1, last_good=lambda: ""
-    )
+    resumed = Window(saved, on_nonfinite="skip", max_skips=3, last_good=lambda: "")
     for found in (rows.means(), resumed.means()):
         assert found == {
             "loss": 2.0,
@@ -88,14 +86,3 @@ def test_where_all_steps_were_skipped_there_are_no_means_of_them():
     rows.settle()
     assert rows.means() == {"learning_rate": 0.5, "skipped": 5}
     assert rows.rows == []
-
-
-def test_skips_before_an_interruption_count():
-    resumed = window("skip", skips_in_a_row=2)
-    resumed.add(8, metrics(math.nan))
-    with pytest.raises(TrainingError, match="not finite in 3 steps in a row, up to step 8"):
-        resumed.settle()
-    resumed = window("skip", skips_in_a_row=2)
-    for step, loss in enumerate((1.0, math.nan, math.nan), start=8):
-        resumed.add(step, metrics(loss))
-    resumed.settle()

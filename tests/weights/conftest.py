@@ -10,9 +10,8 @@ import torch
 
 from pit_jax.models import zoo
 from pit_jax.models.pit.config import PiTConfig
-from pit_jax.weights.files import WeightFile
-from pit_jax.weights.match import parameter_shapes
-from pit_jax.weights.tables import table_of
+from pit_jax.weights.match import parameter_shapes, table_of
+from pit_jax.weights.read import WeightFile
 from pit_jax.weights.verify import reference_model
 
 

@@ -18,16 +18,18 @@ import torch
 from pit_jax.cli.convert import run
 from pit_jax.models import zoo
 from pit_jax.models.pit.config import PiTConfig
-from pit_jax.weights import files
 from pit_jax.weights.cards import card_config, make_card
 from pit_jax.weights.load import fit, load_weights
+from pit_jax.weights.match import match
+from pit_jax.weights.read import WeightFile, read
+from pit_jax.weights.write import write_torch, write_weights
 
 SCRIPT = Path(__file__).parents[2] / "convert_torch_weights.py"
 
-MemoryFile = Callable[..., files.WeightFile]
+MemoryFile = Callable[..., WeightFile]
 
 
-def tensors_of(file: files.WeightFile) -> dict[str, torch.Tensor]:
+def tensors_of(file: WeightFile) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(value) for name, value in file.tensors.items()}
 
 
@@ -52,7 +54,7 @@ def ours(tiny: PiTConfig, memory_file: MemoryFile, tmp_path: Path) -> Path:
     """A file of ours, of the small model, whose card tells its options."""
     card = make_card("pit_ti", tiny, source="training")
     path = tmp_path / "tiny.safetensors"
-    files.write_weights(path, fit(memory_file(tiny), tiny), card)
+    write_weights(path, fit(match(memory_file(tiny), tiny)), card)
     return path
 
 
@@ -61,7 +63,7 @@ def test_the_script_converts_and_prints_the_card(pit_ti: Path, tmp_path: Path) -
     flags = ["--model=pit_ti", f"--input={pit_ti}", f"--output={output}"]
     done = run_script(flags)
     assert (done.returncode, done.stderr) == (0, "")
-    card = files.read_card(output)
+    card = read(output).card
     assert json.loads(done.stdout.partition("wrote")[0]) == card
     assert card["versions"].pop("torch") == torch.__version__
     assert card["versions"].pop("jax") == jax.__version__
@@ -112,11 +114,11 @@ def test_our_files_tell_their_options_and_keep_their_history(
     output = tmp_path / "larger.safetensors"
     flags = [f"--input={ours}", f"--output={output}", "--image_size=72,48", "--num_classes=7"]
     assert run([*flags, "--head=new", "--verify"]) == 0
-    card = files.read_card(output)
+    card = read(output).card
     config = card_config(card)
     assert (config.image_size, config.num_classes, config.widths) == ((72, 48), 7, tiny.widths)
     assert card["layout"] == "pit_jax"
-    assert card["parent"] == files.read_card(ours)
+    assert card["parent"] == read(ours).card
     assert "torch" not in card["versions"]
     assert load_weights(output, config)["head"]["bias"].shape == (7,)
     printed = capsys.readouterr().out
@@ -130,7 +132,7 @@ def test_a_failed_verification_writes_nothing(
     file = memory_file(tiny, "pit_jax")
     file.tensors["norm/bias"][0] = np.nan
     card = make_card("pit_ti", tiny, source="training")
-    files.write_torch(tmp_path / "x.safetensors", file.tensors, card)
+    write_torch(tmp_path / "x.safetensors", file.tensors, card)
     flags = [f"--input={tmp_path / 'x.safetensors'}", f"--output={tmp_path / 'y.safetensors'}"]
     assert run([*flags, "--verify"]) == 1
     assert "the logits differ; nothing is written" in capsys.readouterr().err

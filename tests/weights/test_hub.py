@@ -17,7 +17,7 @@ import safetensors.numpy
 import torch
 
 from pit_jax.models.pit.config import PiTConfig
-from pit_jax.weights.files import WeightFile
+from pit_jax.weights.read import WeightFile
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -26,13 +26,13 @@ PROGRAM = """
 import json, sys
 import numpy as np
 import pit_jax
-from pit_jax.weights import files
+from pit_jax.weights.read import WeightFile, read
 
 options = json.loads(sys.argv[1])
 for source in sys.argv[2:]:
     try:
         model = pit_jax.create_model("pit_ti", weights=source, **options)
-        file = files.read(source)
+        file = read(source)
         found = [file.source, file.sha256, np.asarray(model.head.bias[...]).tolist()]
     except ValueError as error:
         found = [str(error)]

@@ -11,19 +11,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 import safetensors.torch
 import torch
 
 from pit_jax.models import parameters, zoo
 from pit_jax.models.pit.config import PiTConfig
-from pit_jax.weights import files
 from pit_jax.weights.cards import make_card
 from pit_jax.weights.create import create_model
 from pit_jax.weights.load import fit, load_weights, to_torch
-from pit_jax.weights.match import describe, fitting_models, identify
+from pit_jax.weights.match import describe, fitting_models, identify, match
+from pit_jax.weights.read import WeightFile, read
 from pit_jax.weights.verify import reference_model
+from pit_jax.weights.write import write_torch, write_weights
 
-MemoryFile = Callable[..., files.WeightFile]
+MemoryFile = Callable[..., WeightFile]
 TorchState = Callable[[bool], tuple[PiTConfig, dict[str, Any]]]
 
 
@@ -32,7 +34,7 @@ def assert_equal(found: Any, expected: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-def changed(file: files.WeightFile, **changes: Any) -> files.WeightFile:
+def changed(file: WeightFile, **changes: Any) -> WeightFile:
     """A file with entries replaced or added, or dropped where None; "__" stands for a dot."""
     tensors = dict(file.tensors)
     for name, value in changes.items():
@@ -54,11 +56,11 @@ def test_a_round_trip_is_bit_exact_both_ways(
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
 
     card = make_card("pit_ti", config, source="timm.pth")
-    files.write_weights(tmp_path / "ours.safetensors", params, card)
+    write_weights(tmp_path / "ours.safetensors", params, card)
     from_ours = load_weights(tmp_path / "ours.safetensors", config)
     assert_equal(from_ours, params)
     back = tmp_path / f"back{suffix}"
-    files.write_torch(back, to_torch(from_ours, config, layout), card)
+    write_torch(back, to_torch(from_ours, config, layout), card)
     assert_equal(load_weights(back, config), params)
 
     if suffix == ".pth":
@@ -86,7 +88,7 @@ def test_all_that_is_wrong_is_said_at_once(tiny: PiTConfig, memory_file: MemoryF
         norm__bias=np.zeros(16, np.int64),
     )
     with pytest.raises(ValueError, match="does not fit this PiT") as error:
-        fit(file, tiny)
+        fit(match(file, tiny))
     assert str(error.value).split("\n  ") == [
         "some.pth (timm layout) does not fit this PiT:",
         "2 missing: transformers.0.blocks.0.norm1.bias, transformers.1.pool.fc.weight",
@@ -101,13 +103,13 @@ def test_all_that_is_wrong_is_said_at_once(tiny: PiTConfig, memory_file: MemoryF
 def test_a_long_list_is_cut_and_counted(tiny: PiTConfig, memory_file: MemoryFile) -> None:
     extra = {f"extra{index}": np.zeros(1, "f") for index in range(33)}
     with pytest.raises(ValueError, match=r"33 unknown: extra0, .*extra19 and 13 more$"):
-        fit(changed(memory_file(tiny), **extra), tiny)
+        fit(match(changed(memory_file(tiny), **extra), tiny))
 
 
 def test_parameters_of_another_model_are_not_written(
     tiny: PiTConfig, memory_file: MemoryFile
 ) -> None:
-    flat = parameters.flatten(fit(memory_file(tiny), tiny))
+    flat = parameters.flatten(fit(match(memory_file(tiny), tiny)))
     flat["norm/gain"] = flat.pop("norm/scale")
     flat["head/bias"] = jnp.zeros(4)
     with pytest.raises(ValueError, match="do not fit this PiT") as error:
@@ -133,7 +135,7 @@ def test_distilled_and_plain_files_are_told_apart(
         f"one\n  the model it fits is {held}\n  .* head_dist.weight, head_dist.bias\n  1 mis-shaped"
     )
     with pytest.raises(ValueError, match=named):
-        fit(memory_file(zoo.model_config(held)), zoo.model_config(asked))
+        fit(match(memory_file(zoo.model_config(held)), zoo.model_config(asked)))
 
 
 def test_a_distilled_file_without_heads_is_told_by_its_tokens(
@@ -142,21 +144,21 @@ def test_a_distilled_file_without_heads_is_told_by_its_tokens(
     plain = dataclasses.replace(tiny, num_classes=0)
     file = memory_file(dataclasses.replace(plain, distilled=True))
     with pytest.raises(ValueError, match="it holds a distilled model, and this PiT is a plain one"):
-        fit(file, plain)
+        fit(match(file, plain))
 
 
 def test_the_model_a_file_fits_is_named(tiny: PiTConfig, memory_file: MemoryFile) -> None:
     sized = zoo.model_config("pit_ti", image_size=(96, 64), num_classes=7)
     file = memory_file(sized)
-    assert fitting_models(file) == ["pit_ti"]
+    assert fitting_models(file) == [["pit_ti"]]
     assert fitting_models(memory_file(tiny)) == []
     with pytest.raises(ValueError, match="does not fit pit_xs:\n  the model it fits is pit_ti"):
-        fit(file, zoo.model_config("pit_xs", num_classes=7))
+        fit(match(file, zoo.model_config("pit_xs", num_classes=7)))
     carded = dataclasses.replace(memory_file(tiny), card=make_card("pit_ti", tiny, source=""))
     with pytest.raises(
         ValueError, match=r"its card says pit_ti with image_size=\[40, 40\], num_cl"
     ):
-        fit(carded, zoo.model_config("pit_ti", num_classes=5))
+        fit(match(carded, zoo.model_config("pit_ti", num_classes=5)))
 
 
 def test_descriptions_name_the_row_whatever_its_sizes_and_rates() -> None:
@@ -166,14 +168,16 @@ def test_descriptions_name_the_row_whatever_its_sizes_and_rates() -> None:
 
 def test_models_are_identified(tiny: PiTConfig, memory_file: MemoryFile) -> None:
     own = zoo.model_config("pit_ti", num_classes=7)
-    assert identify(memory_file(own)) == ("pit_ti", own)
-    assert identify(memory_file(own), num_classes=3)[1].num_classes == 3
+    found = identify(memory_file(own))
+    assert (found.name, found.config) == ("pit_ti", own)
+    assert identify(memory_file(own), num_classes=3).config.num_classes == 3
     large = zoo.model_config("pit_ti", image_size=(384, 224))
     with pytest.raises(
         ValueError, match=r"are 47 x 27, for images 384 to 391 pixels high and 224 to 231 wide"
     ):
         identify(memory_file(large), "pit_ti")
-    assert identify(memory_file(large), image_size=(384, 224)) == ("pit_ti", large)
+    found = identify(memory_file(large), image_size=(384, 224))
+    assert (found.name, found.config) == ("pit_ti", large)
     with pytest.raises(ValueError, match="it fits none of those known"):
         identify(memory_file(tiny))
     for form in ("--image_size=HEIGHT,WIDTH", "create_model(NAME, image_size=(HEIGHT, WIDTH), we"):
@@ -185,10 +189,34 @@ def test_models_are_identified(tiny: PiTConfig, memory_file: MemoryFile) -> None
     with pytest.raises(ValueError, match="did you mean 'pit_ti'"):
         identify(memory_file(tiny), "pit_tii")
     carded = dataclasses.replace(memory_file(tiny), card=make_card("pit_ti", tiny, source=""))
-    assert identify(carded) == identify(carded, "pit_ti") == ("pit_ti", tiny)
-    assert identify(carded, image_size=(48, 40))[1].image_size == (48, 40)
+    for found in (identify(carded), identify(carded, "pit_ti")):
+        assert (found.name, found.config) == ("pit_ti", tiny)
+    assert identify(carded, image_size=(48, 40)).config.image_size == (48, 40)
     with pytest.raises(ValueError, match=r"does not fit pit_s: its card says .* a pit_ti\. L"):
         identify(carded, "pit_s")
+
+
+def test_a_network_of_two_names_loads_under_either(
+    memory_file: MemoryFile, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = memory_file(zoo.model_config("deit_ti", image_size=32, num_classes=7), "timm")
+    path = tmp_path / "deit.safetensors"
+    safetensors.numpy.save_file(file.tensors, path)
+    bare = read(path)
+    assert fitting_models(bare) == [["vit_ti", "deit_ti"]]
+    with caplog.at_level(logging.INFO):
+        found = identify(bare, image_size=(32, 32))
+    assert "deit.safetensors is taken as vit_ti, also named deit_ti" in caplog.text
+    for name in ("vit_ti", "deit_ti"):
+        named = identify(bare, name, image_size=(32, 32))
+        assert (named.name, named.config) == (name, found.config)
+        card = make_card(name, named.config, source="")
+        carded = identify(dataclasses.replace(bare, card=card))
+        assert (carded.name, carded.config) == (name, found.config)
+        assert_equal(fit(carded), fit(named))
+    wrong = re.escape("does not fit pit_ti:\n  the model it fits is vit_ti or deit_ti")
+    with pytest.raises(ValueError, match=wrong):
+        load_weights(path, "pit_ti")
 
 
 @pytest.mark.parametrize("size", [(40, 40), (96, 48), (24, 40), (72, 112)])
@@ -201,7 +229,7 @@ def test_positions_are_resized_as_torch_does(
     file = memory_file(dataclasses.replace(tiny, image_size=(72, 48)))  # a grid of 8 x 5
     config = dataclasses.replace(tiny, image_size=size)
     with caplog.at_level(logging.WARNING):
-        position = fit(file, config)["embedding"]["position"]
+        position = fit(match(file, config))["embedding"]["position"]
     height, width = config.grids[0]
     expected = torch.nn.functional.interpolate(
         torch.from_numpy(file.tensors["pos_embed"]), (height, width), mode="bicubic"
@@ -225,7 +253,7 @@ def test_positions_of_a_vit_are_resized_as_deit_does(
     file = memory_file(zoo.model_config(model, image_size=48, **VIT))  # a grid of 3 x 3
     config = zoo.model_config(model, image_size=size, **VIT)
     with caplog.at_level(logging.WARNING):
-        position = fit(file, config)["position"]
+        position = fit(match(file, config))["position"]
     height, width = config.grids[0]
     stored = torch.from_numpy(file.tensors["pos_embed"])
     maps = stored[:, prefix:].reshape(1, 3, 3, 8).permute(0, 3, 1, 2)
@@ -243,12 +271,12 @@ def test_the_grid_of_a_sequence_of_positions_is_that_of_its_card(
     config = zoo.model_config("deit_ti", image_size=(64, 16), **VIT)  # 4 x 1, as many as 2 x 2
     path = tmp_path / "ours.safetensors"
     params = parameters.split(zoo.build(config))[1]
-    files.write_weights(path, params, make_card("deit_ti", config, source="here"))
-    loaded = fit(files.read(path), config)["position"]
+    write_weights(path, params, make_card("deit_ti", config, source="here"))
+    loaded = fit(match(read(path), config))["position"]
     np.testing.assert_array_equal(loaded, params["position"])
     assert caplog.text == ""
     with caplog.at_level(logging.WARNING):
-        turned = fit(files.read(path), dataclasses.replace(config, image_size=(16, 64)))
+        turned = fit(match(read(path), dataclasses.replace(config, image_size=(16, 64))))
     assert "positions resized from 4 x 1 to 1 x 4" in caplog.text
     assert not np.allclose(turned["position"], loaded)
 
@@ -258,7 +286,7 @@ def test_a_sequence_of_positions_without_a_grid_is_refused(memory_file: MemoryFi
     file = changed(memory_file(config), pos_embed=np.zeros((1, 8, 8), "f"))
     message = re.escape("pos_embed is (1, 8, 8), expected (1, 10, 8)")
     with pytest.raises(ValueError, match=message):
-        fit(file, config)
+        fit(match(file, config))
 
 
 def test_positions_of_other_channels_are_not_resized(
@@ -267,7 +295,7 @@ def test_positions_of_other_channels_are_not_resized(
     file = changed(memory_file(tiny), pos_embed=np.zeros((1, 16, 9, 9), "f"))
     message = re.escape("pos_embed is (1, 16, 9, 9), expected (1, 8, 4, 4)")
     with pytest.raises(ValueError, match=message):
-        fit(file, tiny)
+        fit(match(file, tiny))
 
 
 @pytest.mark.parametrize("distilled", [False, True])
@@ -279,11 +307,11 @@ def test_a_fresh_head_is_taken_only_if_asked_and_needed(
     with pytest.raises(
         ValueError, match='for 5 classes, expected 7: num_classes=5 keeps it, head="new" takes a fr'
     ):
-        fit(file, seven)
+        fit(match(file, seven))
     with caplog.at_level(logging.WARNING):
-        loaded = parameters.flatten(fit(file, tiny, head="new"))
+        loaded = parameters.flatten(fit(match(file, tiny), head="new"))
         assert caplog.text == ""
-        fresh = parameters.flatten(fit(file, seven, head="new", seed=3))
+        fresh = parameters.flatten(fit(match(file, seven), head="new", seed=3))
     assert "its head for 5 classes is left out, fresh head for 7" in caplog.text
 
     _, built = parameters.split(zoo.build(seven, seed=3))
@@ -297,12 +325,12 @@ def test_models_without_classes_and_files_without_a_head(
 ) -> None:
     headless = dataclasses.replace(tiny, num_classes=0)
     with caplog.at_level(logging.WARNING):
-        params = fit(memory_file(tiny), headless)
+        params = fit(match(memory_file(tiny), headless))
     assert "head" not in params
     assert "its head for 5 classes is left out, no head" in caplog.text
     with pytest.raises(ValueError, match='for 0 classes, expected 5: head="new" takes a fresh one'):
-        fit(memory_file(headless), tiny)
-    assert fit(memory_file(headless), tiny, head="new")["head"]["bias"].shape == (5,)
+        fit(match(memory_file(headless), tiny))
+    assert fit(match(memory_file(headless), tiny), head="new")["head"]["bias"].shape == (5,)
 
 
 def test_another_class_count_is_said_with_all_else(
@@ -310,12 +338,12 @@ def test_another_class_count_is_said_with_all_else(
 ) -> None:
     file = changed(memory_file(tiny), norm__bias=None)
     with pytest.raises(ValueError, match=r"1 missing: norm\.bias\n  its head is for 5 classes"):
-        fit(file, dataclasses.replace(tiny, num_classes=7))
+        fit(match(file, dataclasses.replace(tiny, num_classes=7)))
 
 
 def test_an_unknown_choice_of_head_is_corrected(tiny: PiTConfig, memory_file: MemoryFile) -> None:
     with pytest.raises(ValueError, match="unknown head 'knew'; did you mean 'new'"):
-        fit(memory_file(tiny), tiny, head="knew")
+        fit(match(memory_file(tiny), tiny), head="knew")
 
 
 def test_create_model_takes_weights_and_options(
@@ -343,6 +371,6 @@ def test_create_model_without_weights_is_fresh_and_seeded(tiny_options: dict[str
 
 def test_weights_load_by_name(memory_file: MemoryFile, tmp_path: Path) -> None:
     config = zoo.model_config("pit_ti")
-    params = fit(memory_file(config), config)
-    files.write_weights(tmp_path / "x.safetensors", params, {})
+    params = fit(match(memory_file(config), config))
+    write_weights(tmp_path / "x.safetensors", params, {})
     assert_equal(load_weights(tmp_path / "x.safetensors", "pit_ti"), params)

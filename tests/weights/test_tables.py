@@ -8,8 +8,8 @@ import pytest
 
 from pit_jax.models import zoo
 from pit_jax.models.pit.config import PiTConfig
-from pit_jax.weights.match import parameter_shapes
-from pit_jax.weights.tables import OURS, Row, table_of
+from pit_jax.models.torch_names import OURS, Row
+from pit_jax.weights.match import parameter_shapes, table_of
 
 
 @pytest.mark.parametrize("name", zoo.list_models("pit_*"))
@@ -51,8 +51,8 @@ def test_a_linear_layer_is_transposed_and_a_convolution_put_channels_last() -> N
     assert kernel[0, 1, 2, 1] == filters[1, 2, 0, 1]
 
 
-def test_a_family_without_a_table_is_named() -> None:
-    with pytest.raises(ValueError, match="str has no table"):
+def test_a_configuration_of_no_family_is_named() -> None:
+    with pytest.raises(ValueError, match="str is the configuration of no known family"):
         table_of("pit_s")
 
 

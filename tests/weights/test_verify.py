@@ -9,8 +9,9 @@ import pytest
 
 from pit_jax.models import parameters, zoo
 from pit_jax.models.pit.config import PiTConfig
-from pit_jax.weights.files import WeightFile
 from pit_jax.weights.load import fit
+from pit_jax.weights.match import match
+from pit_jax.weights.read import WeightFile
 from pit_jax.weights.verify import Difference, agrees, verify
 
 MemoryFile = Callable[..., WeightFile]
@@ -32,7 +33,7 @@ def test_timm_agrees(
     config = dataclasses.replace(tiny, **changes)
     stored = dataclasses.replace(tiny, distilled=config.distilled)
     file = memory_file(stored, layout)
-    found = verify(file, config, fit(file, config, head=head))
+    found = verify(match(file, config), fit(match(file, config), head=head))
     assert [item.name for item in found] == ["stage0/map", "stage1/map", "logits"]
     assert all(item.relative < 1e-5 for item in found)
     assert agrees(found)
@@ -76,30 +77,30 @@ def test_timm_agrees_on_the_baselines_and_the_teacher(
     stored = zoo.model_config(model, **FAMILIES[model])
     config = zoo.model_config(model, **FAMILIES[model] | changes)
     file = positive_variances(memory_file(stored, layout))
-    params = fit(file, config, head=head)
-    found = verify(file, config, params)
+    params = fit(match(file, config), head=head)
+    found = verify(match(file, config), params)
     maps = [f"stage{index}/map" for index in range(len(config.grids))]
     assert [item.name for item in found] == [*maps, "logits"]
     assert all(item.relative < 1e-5 for item in found)
     flat = parameters.flatten(params)
     kernel = next(path for path, value in flat.items() if value.ndim == 4 and len(value) > 1)
     flat[kernel] = flat[kernel][::-1]
-    assert not agrees(verify(file, config, parameters.unflatten(flat)))
+    assert not agrees(verify(match(file, config), parameters.unflatten(flat)))
 
 
 def test_what_timm_does_not_have_is_said(memory_file: MemoryFile) -> None:
     config = zoo.model_config("resnet50_nopool", depths=(1,), base_width=4, num_classes=5)
     file = memory_file(config, "timm")
     with pytest.raises(ValueError, match=r"no torch reference of this ResNet .*without --verify"):
-        verify(file, config, fit(file, config))
+        verify(match(file, config), fit(match(file, config)))
 
 
 @pytest.mark.parametrize("path", ["stage1/block0/attention/qkv/kernel", "pool0/conv/kernel"])
 def test_a_wrong_kernel_is_noticed(path: str, tiny: PiTConfig, memory_file: MemoryFile) -> None:
     file = memory_file(tiny)
-    flat = parameters.flatten(fit(file, tiny))
+    flat = parameters.flatten(fit(match(file, tiny)))
     flat[path] = flat[path][::-1]
-    first, last, logits = verify(file, tiny, parameters.unflatten(flat))
+    first, last, logits = verify(match(file, tiny), parameters.unflatten(flat))
     assert first.relative < 1e-5
     assert last.relative > 1e-2
     assert not agrees([first, last, logits])

@@ -2,7 +2,12 @@
 
 import dataclasses
 
-from pit_jax.models.config import TransformerConfig, check_heads, check_positive
+from pit_jax.models.config import (
+    TransformerConfig,
+    TransformerStage,
+    check_heads,
+    check_positive,
+)
 from pit_jax.ops import pooling
 
 
@@ -10,8 +15,7 @@ from pit_jax.ops import pooling
 class PiTConfig(TransformerConfig):
     """One PiT architecture. Sequences have an entry per stage; one stage is a plain transformer.
 
-    The defaults that matter come from the paper's Table 1 rows in `zoo.py`; here only what all rows
-    share.
+    The paper's Table 1 gives these fields: the rows of `models.pit.family`.
 
     Raises:
       ValueError: sequences of different lengths, a width its heads do not divide, a width that is
@@ -54,6 +58,13 @@ class PiTConfig(TransformerConfig):
     def strides(self) -> tuple[int, ...]:
         """Image pixels per map position of every stage."""
         return tuple(self.stride * pooling.STRIDE**stage for stage in range(len(self.widths)))
+
+    @property
+    def stages(self) -> tuple[TransformerStage, ...]:
+        """The blocks of every stage."""
+        tokens = (self.class_tokens + height * width for height, width in self.grids)
+        sizes = (tokens, self.widths, self.heads, self.depths)
+        return tuple(map(TransformerStage, *sizes))
 
     @property
     def drop_path_rates(self) -> tuple[float, ...]:

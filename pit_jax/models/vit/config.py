@@ -2,7 +2,13 @@
 
 import dataclasses
 
-from pit_jax.models.config import TransformerConfig, check_heads, check_positive, linear_rates
+from pit_jax.models.config import (
+    TransformerConfig,
+    TransformerStage,
+    check_heads,
+    check_positive,
+    linear_rates,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +46,13 @@ class ViTConfig(TransformerConfig):
     def strides(self) -> tuple[int, ...]:
         """Image pixels per patch."""
         return (self.patch_size,)
+
+    @property
+    def stages(self) -> tuple[TransformerStage, ...]:
+        """The blocks, all in one stage."""
+        height, width = self.grids[0]
+        tokens = self.class_tokens + height * width
+        return (TransformerStage(tokens, self.width, self.heads, self.depth),)
 
     @property
     def drop_path_rates(self) -> tuple[float, ...]:

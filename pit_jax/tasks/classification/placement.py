@@ -1,0 +1,69 @@
+"""Division of the input's work between host and device."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from pit_jax.augment.policy import Policy, parse
+from pit_jax.data.jpeg import check_canvas
+from pit_jax.tasks.classification.config import ClassificationConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Resizing, then flip and RandAugment, which stay together: the flip comes first.
+
+    Attributes:
+      canvas: height and width of what crops go to the device in, to be resized there; None where
+        the host resizes.
+      host_policy, device_policy: RandAugment; None where it does not run.
+      host_flip, device_flip: probability of a flip.
+    """
+
+    canvas: tuple[int, int] | None = None
+    host_policy: Policy | None = None
+    host_flip: float = 0.0
+    device_policy: Policy | None = None
+    device_flip: float = 0.0
+
+
+def placement(config: ClassificationConfig) -> Placement:
+    """Where an experiment's crops, flips and RandAugment are made on this machine.
+
+    Raises:
+      ValueError: RandAugment on the host after resizing on the device, or too small a canvas.
+    """
+    flip = config.augment.flip_probability
+    if not config.data.randaugment:
+        return Placement(canvas=_canvas(config, on_host=False), device_flip=flip)
+    policy = parse(config.data.randaugment)
+    place = config.data.augment_on
+    if place == "auto":
+        # A GPU's host has few cores for it, a TPU's has many (and a TPU's gathers are slow).
+        place = "device" if jax.default_backend() == "gpu" else "host"
+    if place == "device":
+        return Placement(
+            canvas=_canvas(config, on_host=False), device_policy=policy, device_flip=flip
+        )
+    return Placement(canvas=_canvas(config, on_host=True), host_policy=policy, host_flip=flip)
+
+
+def _canvas(config: ClassificationConfig, *, on_host: bool) -> tuple[int, int] | None:
+    """The canvas; None where the host resizes, as it must where RandAugment is `on_host`."""
+    data = config.data
+    if data.resize_on == "auto":
+        fits = np.all(np.less_equal(config.model.image_size, data.canvas_size))
+        # On a CPU the two products cost several times what PIL's resizing does.
+        if on_host or not fits or jax.default_backend() != "gpu":
+            return None
+    elif data.resize_on == "host":
+        return None
+    if on_host:
+        raise ValueError(
+            "config.data.resize_on='device' needs RandAugment on the device too, for it comes "
+            "after the resizing: found it on the host; set config.data.augment_on='device', or "
+            "config.data.resize_on='host'"
+        )
+    check_canvas(data.canvas_size, config.model.image_size)
+    return data.canvas_size

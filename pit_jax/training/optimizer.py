@@ -11,7 +11,7 @@ from pit_jax.errors import suggestion
 from pit_jax.models import parameters
 from pit_jax.optim.masks import layer_decay_scales
 from pit_jax.optim.optimizers import make_optimizer
-from pit_jax.optim.schedules import Curve, make_schedule, scaled_learning_rate
+from pit_jax.optim.schedules import SCHEDULES, Curve, scaled_learning_rate
 from pit_jax.training.config import TrainConfig
 from pit_jax.training.durations import to_steps
 from pit_jax.training.steps import Steps
@@ -45,7 +45,7 @@ def schedule_of(config: TrainConfig, steps: Steps) -> optax.Schedule:
         warmup_lr=options.warmup_learning_rate,
         min_lr=options.min_learning_rate,
     )
-    return make_schedule(options.schedule, curve, steps_per_epoch=unit)
+    return SCHEDULES[options.schedule](curve, unit)
 
 
 def optimizer_of(

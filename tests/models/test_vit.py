@@ -1,4 +1,4 @@
-"""ViT and DeiT: equal to timm's, and what the module promises beyond that."""
+"""ViT and DeiT: equality with timm's, and further properties of the module."""
 
 import functools
 

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from absl import app, flags
 from ml_collections import config_flags
 
-from pit_jax import options
-from pit_jax.cli import configs, console, mistakes
+from pit_jax.cli import configs, console, mistakes, reference
 from pit_jax.option_dict import recorded
 from pit_jax.tasks import registry
 from pit_jax.training.config import TrainConfig
@@ -112,4 +111,4 @@ def _help(program: Program) -> str:
         default = "" if flag.default is None else f" (default: {flag.default})"
         lines.append(f"  {shown}  {flag.help}{default}")
     lines += ["  --help, --version, and --helpfull for the flags of libraries", "", "Options:", ""]
-    return "\n".join([*lines, options.help_text(registry.find(TrainConfig().task).config_class)])
+    return "\n".join([*lines, reference.help_text(registry.find(TrainConfig().task).config_class)])

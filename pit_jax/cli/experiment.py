@@ -70,7 +70,7 @@ def parse_flags(program: Program, arguments: Sequence[str]) -> list[str]:
             # A file that cannot be loaded says so only here, when something is asked of it.
             flags.FLAGS.config.keys()
             found += mistakes.of_experiment(flags.FLAGS.config, record)
-    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever a config file may raise
         found += mistakes.of_command_line(arguments) or [" ".join(str(error).split())]
     if found:
         console.fail(*found)

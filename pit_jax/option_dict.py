@@ -30,13 +30,18 @@ class Assignments:
     places: dict[str, str] = dataclasses.field(default_factory=dict)
     mistakes: list[str] = dataclasses.field(default_factory=list)
 
+    def add(self, place: str, mistake: str) -> None:
+        """Adds a mistake; the second of a line of a file follows from the first."""
+        if not place or not any(known.startswith(place) for known in self.mistakes):
+            self.mistakes.append(f"{place}{mistake}")
+
 
 _record: contextvars.ContextVar[Assignments | None] = contextvars.ContextVar("record", default=None)
 
 
 @contextlib.contextmanager
 def recorded() -> Iterator[Assignments]:
-    """Records assignments, and goes on after a wrong one instead of raising at the first."""
+    """Records assignments, and goes on after a wrong line instead of raising at the first."""
     record = Assignments()
     token = _record.set(record)
     try:
@@ -64,7 +69,7 @@ class OptionDict(ConfigDict):
         except (AttributeError, TypeError) as error:
             if record is None:
                 raise
-            record.mistakes.append(f"{_caller()}{error}")
+            record.add(_caller(), str(error))
         else:
             if record is not None:
                 record.places[f"{self._path}.{name}"] = _caller()
@@ -72,7 +77,11 @@ class OptionDict(ConfigDict):
     def __getattr__(self, name: str) -> Any:
         if self._defaults is None or name in self:
             return super().__getattr__(name)
-        raise AttributeError(self._unknown(name))
+        record, place = _record.get(), _caller()
+        if record is None or not place or name.startswith("_"):
+            raise AttributeError(self._unknown(name))
+        record.add(place, self._unknown(name))
+        return ConfigDict()  # in place of a section, to go on with the lines below
 
     def _converted(self, name: str, value: Any) -> Any:
         """The value to be kept. Raises AttributeError for an unknown name, TypeError for a value of

@@ -10,18 +10,15 @@
         def problems(self) -> list[str]:  # what concerns several fields; may be left out
             ...
 
-`parse` makes an instance from a dictionary or ConfigDict and reports all mistakes at once,
-`reference` and `help_text` describe the options to readers, `option_dict.to_config_dict` gives the
-defaults as a ConfigDict.
+`parse` makes an instance from a dictionary or ConfigDict and reports all mistakes at once;
+`option_dict.to_config_dict` gives the defaults as a ConfigDict.
 """
 
 import copy
 import dataclasses
 import difflib
 import functools
-import inspect
 import re
-import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -318,50 +315,3 @@ def _is_within(number: float, interval: str) -> bool:
     above = number > low if interval[0] == "(" else number >= low
     below = number < high if interval[-1] == ")" else number <= high
     return above and below
-
-
-def reference(node: Any, path: str = "config") -> str:
-    """Markdown: for each section a heading, its docstring and a table of its options.
-
-    Args:
-      node: a dataclass of options, or an instance with other defaults.
-      path: how the text calls it.
-
-    Raises:
-      ValueError: an option without a help text.
-    """
-    declared = fields(node).values()
-    lines = [f"### `{path}`", "", _docstring(node), ""]
-    lines += ["| option | type | default | meaning |", "|---|---|---|---|"]
-    for field in declared:
-        if field.section:
-            continue
-        if not field.declaration.help:
-            raise ValueError(f"{path}.{field.name} has no help text: declare it by option(...)")
-        cells = (f"`{field.name}`", f"`{field.values_text()}`", f"`{field.default!r}`")
-        row = (*cells, field.declaration.help)
-        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |")
-    sections = [
-        reference(field.section, f"{path}.{field.name}") for field in declared if field.section
-    ]
-    return "\n".join([*lines, "", *sections])
-
-
-def _docstring(node: Any) -> str:
-    return inspect.getdoc(node if isinstance(node, type) else type(node)) or ""
-
-
-def help_text(node: Any, path: str = "config", width: int = 100) -> str:
-    """Plain text for a terminal: the options of each section with type, default and meaning."""
-    declared = fields(node).values()
-    lines = [f"{path}: {' '.join(_docstring(node).split())}"]
-    for field in declared:
-        if not field.section:
-            lines.append(f"  --{path}.{field.name}={field.default!r}  ({field.values_text()})")
-            lines += textwrap.wrap(
-                field.declaration.help, width, initial_indent=" " * 8, subsequent_indent=" " * 8
-            )
-    sections = [
-        help_text(field.section, f"{path}.{field.name}") for field in declared if field.section
-    ]
-    return "\n".join([*lines, "", *sections])

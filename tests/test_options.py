@@ -235,28 +235,6 @@ def test_recorded_assignments_have_places_and_do_not_end_at_the_first_mistake() 
     assert (locked.batch_size, locked.fit.rate) == (3, 0.25)
 
 
-def test_the_reference_has_a_section_each_and_a_row_for_every_option() -> None:
-    lines = options.reference(Experiment).splitlines()
-    assert [line for line in lines if line.startswith("#")] == [
-        "### `config`",
-        "### `config.fit`",
-        "### `config.images`",
-    ]
-    assert "| `decay` | `float \\| None in (0, 1)` | `None` | Weight \\| decay. |" in lines
-    assert "| `batch_size` | `int at least 1` | `4` | Images per step. |" in lines
-    assert "| `dtype` | `'bfloat16' \\| 'float32'` | `'bfloat16'` | Type. |" in lines
-    helped = options.help_text(Experiment)
-    for path in options.paths(Experiment):
-        assert f"--{path}=" in helped or f"{path}: " in helped
-    assert "--config.batch_size=4  (int at least 1)\n        Images per step." in helped
-
-
-def test_an_option_without_help_is_not_documented() -> None:
-    nameless = dataclasses.make_dataclass("Nameless", [("speed", int, 3)])
-    with pytest.raises(ValueError, match=r"config\.speed has no help text"):
-        options.reference(nameless)
-
-
 @pytest.mark.parametrize("module", ["pit_jax.options", "pit_jax.tasks.classification.config"])
 def test_options_are_declared_and_parsed_without_ml_collections(module: str) -> None:
     program = f"import sys, {module}; print('ml_collections' in sys.modules)"

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pit_jax.cli import console
+from pit_jax.options import fields
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
@@ -43,8 +44,8 @@ def _open(options: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def _evaluate(task: Any, file: Any, defaults: Any, options: argparse.Namespace) -> Any:
-    fields = [field.name for field in dataclasses.fields(defaults)]
-    chosen = {name: getattr(options, name) for name in fields if getattr(options, name)}
+    given = {name: getattr(options, name) for name in fields(defaults)}
+    chosen = {name: value for name, value in given.items() if value}
     return task.evaluate(
         file,
         dataclasses.replace(defaults, **chosen),
@@ -102,10 +103,6 @@ def _parser(task_options: Any = None, *, add_help: bool = True) -> argparse.Argu
         from pit_jax.tasks.classification.config import Protocol
 
         task_options = Protocol()
-    for field in dataclasses.fields(task_options) if task_options is not None else ():
-        add(
-            f"--{field.name}",
-            help=field.metadata.get("help"),
-            choices=field.metadata.get("choices"),
-        )
+    for name, field in fields(task_options).items() if task_options else ():
+        add(f"--{name}", help=field.declaration.help, choices=field.declaration.choices or None)
     return parser

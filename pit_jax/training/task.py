@@ -211,8 +211,8 @@ class Task(abc.ABC):
 
     @classmethod
     def evaluation_options(cls, file: WeightFile) -> Any:
-        """How weights are evaluated unless told otherwise: a dataclass, of whose fields
-        `evaluate.py` makes flags; the metadata of a field has its "help" and "choices".
+        """How weights are evaluated unless told otherwise: a dataclass of options (`options.py`),
+        which become flags of `evaluate.py`.
         """
         raise ValueError(f"{file.source}: weights of this task cannot be evaluated by themselves")
 

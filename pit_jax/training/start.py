@@ -11,6 +11,7 @@ from pit_jax import sharding
 from pit_jax.models import parameters
 from pit_jax.ops import lowerings
 from pit_jax.training.checkpoints import Checkpoints, Progress
+from pit_jax.training.recovery import restore_newest
 from pit_jax.training.reporting import duration
 from pit_jax.training.setup import Experiment
 from pit_jax.training.state import TrainState, abstract_state, create_state
@@ -47,7 +48,7 @@ def start_state(experiment: Experiment, saved: Checkpoints) -> tuple[TrainState,
     config = experiment.config
     ema = config.ema_decay is not None
     abstract = abstract_state(experiment.abstract, experiment.optimizer, experiment.mesh, ema=ema)
-    restored = saved.restore_newest(abstract, seed=config.seed)
+    restored = restore_newest(saved, abstract, seed=config.seed)
     if restored is not None:
         logger.info("resuming after step %d of %s", int(restored[0].step), experiment.workdir)
         return restored

@@ -118,7 +118,7 @@ def _lower_train(experiment: Experiment) -> jax.stages.Lowered:
         experiment.abstract, experiment.optimizer, experiment.mesh, ema=keeps_average
     )
     constants = _sharded(experiment.task.abstract_constants(), experiment)
-    # Of several shapes the first is the largest.
+    # A task lists its largest shape first.
     batch = start.abstract_batches(experiment)[0]
     return start.jitted_step(experiment, state).lower(state, constants, batch)
 

@@ -137,7 +137,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def batch_shapes(self, size: int) -> tuple[Shapes, ...]:
-        """Shapes of a global training batch of `size` examples; several where batches come in
+        """Shapes of a global training batch of `size` examples; several, the largest first, where batches come in
         several shapes. A step is compiled for each.
         """
 

@@ -137,8 +137,8 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def batch_shapes(self, size: int) -> tuple[Shapes, ...]:
-        """Shapes of a global training batch of `size` examples; several, the largest first, where batches come in
-        several shapes. A step is compiled for each.
+        """Shapes of a global training batch of `size` examples. Where batches come in several
+        shapes, all of them, the largest first: a step is compiled for each.
         """
 
     def prepare(self, key: jax.Array, batch: Batch) -> Batch:

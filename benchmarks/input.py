@@ -1,18 +1,18 @@
-"""Images per second that the input side makes of JPEG files, beside timm's transforms.
+"""Images per second of the input pipeline on JPEG files, next to timm's transforms.
 
     python benchmarks/input.py [--only work threads] [--repeats 5] [--images 256] [--json]
 
-work     one thread: timm's transforms (PIL) and ours, from the bytes of a file to what is handed to
-         the device: training with RandAugment, the random crop alone, as a transform and in a whole
+work     one thread: timm's transforms (PIL) and ours, from the bytes of a file to the array for the
+         device: training with RandAugment, the random crop alone, as a transform and in a whole
          pipeline, repeated augmentation, and evaluation
-threads  our training input over threads and processes, beside Grain's own reading row by row
+threads  our training input over threads and processes, next to Grain reading row by row
 
-The files are cut out of scikit-learn's and scikit-image's photographs at ImageNet's mean size,
-500x375 and about 110 KB, and lie in memory. Everything runs in one go, all variants in turn
-`repeats` times; figures are medians, those of "against" medians of the ratio to the baseline of the
-same turn, which a busy machine disturbs least. "per core" counts the seconds of all cores that the
-process used; "wall" is what comes out meanwhile. Needs timm and scikit-image (pip install -e
-'.[test]'), neither TensorFlow nor TFDS.
+The files are cut from scikit-learn's and scikit-image's photographs at ImageNet's mean size,
+500x375 and about 110 KB, and are held in memory. All variants run in turn, `repeats` times. Figures
+are medians; "against" is the median of the ratio to the baseline in the same turn, which a busy
+machine disturbs least. "per core" divides by the seconds of all cores that the process used, "wall"
+by elapsed seconds. Needs timm and scikit-image (pip install -e '.[test]'), but neither TensorFlow
+nor TFDS.
 """
 
 import argparse
@@ -51,18 +51,18 @@ FLIP = Image.Transpose.FLIP_LEFT_RIGHT
 
 
 class Rate(NamedTuple):
-    """Images per second of all cores used, and per second of the clock."""
+    """Images per second of core time, and per second of elapsed time."""
 
     per_core: float
     wall: float
 
 
 Variant = Callable[[int], Rate]
-"""Makes about so many images, and says how fast."""
+"""Makes about the given number of images and returns the rate."""
 
 
 class Table(NamedTuple):
-    """Variants by name, and the one that the others are compared with."""
+    """Variants by name, and the baseline that the others are compared with."""
 
     title: str
     baseline: str
@@ -70,8 +70,8 @@ class Table(NamedTuple):
 
 
 class Files:
-    """As many examples as ImageNet has, since drawing an order costs more for a few, of the same
-    few files.
+    """A few files repeated to as many examples as ImageNet has: drawing an order of few examples
+    costs more.
     """
 
     def __init__(self, files: list[bytes]) -> None:
@@ -85,8 +85,8 @@ class Files:
 
 
 def photographs() -> Source:
-    """Crops of the colour photographs that scikit-learn and scikit-image carry, as JPEG, of a
-    quality that makes their mean size ImageNet's.
+    """Makes JPEG files from the colour photographs of scikit-learn and scikit-image, in the quality
+    whose mean file size is ImageNet's.
     """
     from skimage import data
     from sklearn.datasets import load_sample_images
@@ -109,7 +109,9 @@ def photographs() -> Source:
 
 
 def _files(pictures: list[Image.Image], quality: int) -> list[bytes]:
-    """JPEG files, every other one of the next better quality: a whole step is 20 % of the size."""
+    """Encodes JPEG files, every other one in the next better quality: a whole step of quality is
+    20 % of the size.
+    """
     files = []
     for index, picture in enumerate(pictures):
         stream = io.BytesIO()
@@ -119,7 +121,7 @@ def _files(pictures: list[Image.Image], quality: int) -> list[bytes]:
 
 
 class Clock:
-    """Seconds of the processor, of this process and those it has started, and of the clock."""
+    """Core seconds of this process and its children, and elapsed seconds, since it was made."""
 
     def __init__(self) -> None:
         self._cpu, self._wall = _cpu_seconds(), time.perf_counter()
@@ -137,7 +139,7 @@ def _cpu_seconds() -> float:
 
 
 def loop(files: Source, transform: Callable[[Image.Image], Any]) -> Variant:
-    """A plain loop over PIL images, as a worker of torch's DataLoader runs it, without stacking."""
+    """Measures a plain loop over PIL images, as a worker of torch's DataLoader but unstacked."""
 
     def measure(images: int) -> Rate:
         clock = Clock()
@@ -154,8 +156,8 @@ def loop(files: Source, transform: Callable[[Image.Image], Any]) -> Variant:
 
 
 def canvases(files: Source, canvas: tuple[int, int]) -> Variant:
-    """What the device is to resize, in the plain loop of `loop`: decoded, cropped and copied to
-    its place in a batch.
+    """Measures the plain loop of `loop` for images that the device resizes: decoded, cropped and
+    copied to their places in a batch.
     """
     batch = np.zeros((BATCH, *canvas, 3), np.uint8)
     rng = np.random.default_rng(0)
@@ -190,7 +192,7 @@ class Torch:
 
 
 def data_loader(files: Source, transform: Callable[[Image.Image], Any]) -> Variant:
-    """The pipeline that timm trains from, in this process: torch's order and timm's collation."""
+    """Measures timm's training pipeline in this process: torch's order and timm's collation."""
     from timm.data.loader import fast_collate
     from torch.utils.data import DataLoader, RandomSampler
 
@@ -198,7 +200,7 @@ def data_loader(files: Source, transform: Callable[[Image.Image], Any]) -> Varia
 
     def measure(images: int) -> Rate:
         count = math.ceil(images / BATCH)
-        # Not a permutation of the whole epoch, whose drawing these few batches would have to pay.
+        # A permutation of the whole epoch would be charged to these few batches.
         sampler = RandomSampler(dataset, replacement=True, num_samples=count * BATCH)
         loader = DataLoader(dataset, BATCH, sampler=sampler, collate_fn=fast_collate)
         clock = Clock()
@@ -211,7 +213,7 @@ def data_loader(files: Source, transform: Callable[[Image.Image], Any]) -> Varia
 
 
 def batches(make: Callable[[], Iterator[Any]], ahead: int) -> Variant:
-    """A pipeline that makes `ahead` batches more than it is asked for."""
+    """Measures a pipeline that makes `ahead` batches more than requested."""
 
     def measure(images: int) -> Rate:
         count = math.ceil(images / BATCH)
@@ -230,7 +232,7 @@ def batches(make: Callable[[], Iterator[Any]], ahead: int) -> Variant:
 
 
 def _wait_until_idle() -> None:
-    """Until all batches that are made ahead are made."""
+    """Waits until all prefetched batches are made."""
     idle = 0
     while idle < 3:
         before = _cpu_seconds()
@@ -239,7 +241,7 @@ def _wait_until_idle() -> None:
 
 
 def training(files: Source, *, threads: int = 1, ahead: int = 1, **views: Any) -> Variant:
-    """Our training input."""
+    """Measures our training input."""
 
     def make() -> Iterator[Any]:
         return iter(
@@ -256,7 +258,7 @@ def training(files: Source, *, threads: int = 1, ahead: int = 1, **views: Any) -
 
 
 def evaluation(files: Source, protocol: str) -> Variant:
-    """Our evaluation input."""
+    """Measures our evaluation input."""
 
     def make() -> Iterator[Any]:
         reading = pipeline.Reading(threads=1, prefetch=1)
@@ -270,7 +272,7 @@ def evaluation(files: Source, protocol: str) -> Variant:
 
 
 def row_by_row(files: Source, threads: int) -> Variant:
-    """The same views, read one by one by Grain's threads and stacked where they are asked for."""
+    """Measures the same views, read one by one by Grain's threads and stacked on request."""
 
     def make() -> Iterator[Any]:
         view = pipeline.RandomView(Loader(files), pipeline.Views(size=SIZE))
@@ -282,9 +284,8 @@ def row_by_row(files: Source, threads: int) -> Variant:
 
 
 def in_processes(files: Source, workers: int) -> Variant:
-    """Whole batches made in other processes, by one thread each, and copied through shared memory.
-
-    Starting the processes, seconds each, is left out.
+    """Measures whole batches made in other processes, by one thread each, and copied through shared
+    memory. The start of the processes, seconds each, is not included.
     """
 
     def measure(images: int) -> Rate:
@@ -311,7 +312,7 @@ def in_processes(files: Source, workers: int) -> Variant:
 
 
 def work(files: Source) -> list[Table]:
-    """What one thread does."""
+    """Compares the work of one thread."""
     from pit_jax.weights.verify import import_timm
 
     create_transform = import_timm().data.create_transform
@@ -362,7 +363,7 @@ def work(files: Source) -> list[Table]:
 
 
 def decoding(files: Source) -> Variant:
-    """What no way can be faster than."""
+    """Measures decoding alone, the bound of every variant."""
 
     def measure(images: int) -> Rate:
         clock = Clock()
@@ -375,7 +376,7 @@ def decoding(files: Source) -> Variant:
 
 
 def threads(files: Source) -> list[Table]:
-    """The random crop alone, over threads and processes; batches of which two are made ahead."""
+    """Compares threads and processes for the random crop alone; two batches are prefetched."""
     ours = {
         f"ours, {count:2} threads": training(files, threads=count, ahead=2) for count in THREADS
     }
@@ -395,7 +396,7 @@ MEASUREMENTS: dict[str, Callable[[Source], list[Table]]] = {"work": work, "threa
 
 
 def measured(table: Table, repeats: int, images: int) -> dict[str, dict[str, Any]]:
-    """Rates of all variants, in turns; and ratios to the baseline of the same turn."""
+    """Measures all variants in turns; returns rates and ratios to the baseline of the turn."""
     for variant in table.variants.values():
         variant(BATCH)
     turns = []
@@ -415,7 +416,7 @@ def measured(table: Table, repeats: int, images: int) -> dict[str, dict[str, Any
 
 
 def machine(files: Source) -> dict[str, Any]:
-    """What the figures are of."""
+    """Describes the machine and the files."""
     info = Path("/proc/cpuinfo")
     found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.M) if info.exists() else None
     sizes = [len(files.examples[index]["image"]) for index in range(FILES)]
@@ -432,7 +433,7 @@ def machine(files: Source) -> dict[str, Any]:
 
 
 def version(package: str) -> str:
-    """Of an installed package."""
+    """Returns the version of a package."""
     from importlib import metadata
 
     try:
@@ -442,12 +443,13 @@ def version(package: str) -> str:
 
 
 def main() -> None:
-    """Measures what was asked for; prints tables, and JSON on request."""
+    """Measures the chosen tables and prints them, with --json as JSON too."""
     parser = argparse.ArgumentParser(description="Images per second of the input side.")
-    parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, default=list(MEASUREMENTS))
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--images", type=int, default=256, help="of a measurement")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON as well")
+    add = parser.add_argument
+    add("--only", nargs="+", choices=MEASUREMENTS, default=list(MEASUREMENTS))
+    add("--repeats", type=int, default=5, help="turns of all variants")
+    add("--images", type=int, default=256, help="images per measurement")
+    add("--json", action="store_true", help="print the figures as JSON as well")
     options = parser.parse_args()
     random.seed(0)
     files = photographs()

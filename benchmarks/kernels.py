@@ -26,7 +26,7 @@ from measuring import Program, machine, one_line, table, time_together
 
 from pit_jax.models import zoo
 from pit_jax.models.config import TransformerConfig
-from pit_jax.ops import attention, gelu, layer_norm, linear, patches, pooling
+from pit_jax.ops import attention, gelu, layer_norm, linear, lowerings, patches, pooling
 
 MODELS = ("pit_ti", "pit_xs", "pit_s", "pit_b", "vit_s")
 OPERATIONS = ("attention", "pooling", "patches", "gelu", "layer_norm", "linear")
@@ -42,7 +42,7 @@ class Case:
       operation: of `OPERATIONS`.
       place: model and stage.
       shapes: of the operands.
-      call: the operation with `lowering=`.
+      call: the operation.
       known: names of its lowerings.
     """
 
@@ -55,7 +55,7 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Seconds for a whole batch; `error` and nothing else where a lowering does not run."""
+    """Seconds for a whole batch; only `error` if a lowering does not run."""
 
     operation: str
     place: str
@@ -73,7 +73,7 @@ def cases(config: TransformerConfig, model: str, batch: int) -> Iterator[Case]:
         "patches",
         model,
         ((batch, *config.image_size, channels), (patch, patch, channels, width), (width,)),
-        functools.partial(patches.embedded_patches, stride=config.strides[0]),
+        functools.partial(patches.embed_patches, stride=config.strides[0]),
         tuple(patches.LOWERINGS),
     )
     for index, (stage, grid) in enumerate(zip(config.stages, config.grids, strict=True)):
@@ -89,14 +89,14 @@ def cases(config: TransformerConfig, model: str, batch: int) -> Iterator[Case]:
             "layer_norm",
             place,
             (rows, (width,), (width,)),
-            layer_norm.normalised,
+            layer_norm.layer_norm,
             tuple(layer_norm.LOWERINGS),
         )
         yield Case(
             "linear",
             place,
             (rows, (width, wide), (wide,)),
-            linear.linear_map,
+            linear.linear,
             tuple(linear.LOWERINGS),
         )
         for wider in config.widths[index + 1 : index + 2]:
@@ -115,7 +115,8 @@ def measure(case: Case, options: argparse.Namespace) -> list[Row]:
     programs: dict[str, Program] = {}
     errors: dict[str, str] = {}
     for name in names:
-        call = functools.partial(case.call, lowering=None if name == CHOSEN else name)
+        choice = {case.operation: None if name == CHOSEN else name}
+        call = lowerings.override(**choice)(case.call)
         # A lowering for another platform, or not for this shape, is a finding.
         try:
             programs[name] = _program(call, operands)

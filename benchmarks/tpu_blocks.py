@@ -1,4 +1,4 @@
-"""What each lowering gains in one transformer block on TPUs, by the compiler's estimate.
+"""Gain of each lowering in one transformer block on TPUs, by the compiler's estimate.
 
     python benchmarks/tpu_blocks.py [--model pit_s] [--batch 128] [--chip v5e] [--json FILE]
 
@@ -26,9 +26,11 @@ from pit_jax.compile_report import chips, libtpu, measure
 from pit_jax.compile_report.hlo import Module
 from pit_jax.compile_report.text import table
 from pit_jax.models import zoo
+from pit_jax.models.capture import Recorder
 from pit_jax.models.config import TransformerConfig, TransformerStage
 from pit_jax.models.initializers import torch_default_init
-from pit_jax.models.layers import Block, DropRates, Recorder
+from pit_jax.models.layers import Block
+from pit_jax.models.stochastic import DropRates
 from pit_jax.ops import lowerings
 
 # The first of a slice that every family has.

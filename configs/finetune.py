@@ -7,41 +7,42 @@
         --config.data.eval_split=test
 
 The argument is MODEL,SIZE[,transfer][,smoke]: a model of `pit_jax.list_models()`, and 224 or 384.
-`--config.init_from` has to be given: a weights file, a torch file, a run directory or a model of
-the hub. Positions for another image size are resized, and the log says so.
+`--config.init_from` is required: a weights file, a torch file, a run directory or a model of the
+hub. Positions for another image size are resized, and the log says so.
 
 MODEL,SIZE is what DeiT's script does for its 384 models on ImageNet: AdamW, 30 epochs of 512 images
-at 5e-6, which is also the minimum, so that after the warm-up the learning rate stays; next to no
-weight decay; no stochastic depth; augmentation as in training, RandAugment included.
+at 5e-6, which is also the minimum, so that the learning rate is constant after the warm-up; weight
+decay 1e-8; no stochastic depth; augmentation as in training, RandAugment included.
 
 MODEL,SIZE,transfer is what DeiT's authors give for CIFAR-10 and Stanford Cars (their issue 45): SGD
 at 0.01, weight decay 1e-4, 1,000 epochs of 768 images, neither random erasing nor stochastic depth,
 all else as in training, and a new head. They do not say whether 0.01 is before or after their
-scaling with the batch; it is taken as after.
+scaling with the batch; here it is after.
 
 A distilled model is better fine-tuned with its teacher (`--config.distillation.kind=hard`, and see
 docs/training.md); without one only its class token learns.
 
-Hardware: any number of devices that divides the batch; at 384, pit_b wants `--config.accumulate` or
+Hardware: any number of devices that divides the batch; at 384, pit_b needs `--config.accumulate` or
 `--config.remat=dots` on small ones. Expected accuracy: unknown; nobody has measured it with this
 code, and the PiT paper publishes no 384 model.
 
-`:MODEL,SIZE,smoke` trains a tiny PiT by the same recipe for four steps on the digits, from scratch
-unless weights are given, in seconds, and reaches nothing.
+`:MODEL,SIZE,smoke` trains a tiny PiT by the same recipe for four steps on the digits, in seconds
+and to no accuracy worth reporting; from scratch unless weights are given.
 """
 
 from ml_collections import ConfigDict
 
+from pit_jax.models import zoo
+from pit_jax.options import required
+from pit_jax.tasks.classification import recipes
 from pit_jax.tasks.experiments import default_config
 
 SIZES = (224, 384)
 OPTIONS = ("transfer", "smoke")
-# No weights are called so: the error of a start without --config.init_from names what to give.
-MISSING = "(give --config.init_from=WEIGHTS)"
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The experiment; `variant` is "MODEL,SIZE", and ",transfer" and ",smoke" where wanted."""
+    """The experiment; `variant` is "MODEL,SIZE", then ",transfer" and ",smoke" if wanted."""
     model, size, *chosen = variant.split(",") if "," in variant else ("", "")
     known = size in map(str, SIZES) and set(chosen) <= set(OPTIONS)
     if not model or not known or len(chosen) != len(set(chosen)):
@@ -53,10 +54,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.name = model
     config.model.image_size = (int(size), int(size))
     config.model.drop_path_rate = 0.0
-    config.init_from = MISSING
-    config.data.randaugment = "rand-m9-mstd0.5-inc1"
-    config.augment.mixup_alpha = 0.8
-    config.augment.cutmix_alpha = 1.0
+    config.init_from = required("WEIGHTS")
+    recipes.add_deit_augmentation(config)
     config.augment.mix_group = 32  # DeiT's batch per GPU at 384
     config.optimizer.schedule = "deit"
     config.optimizer.warmup = "5 epochs"
@@ -106,13 +105,7 @@ def _smoke(config: ConfigDict) -> None:
     config.model.name = "pit_ti"
     config.model.image_size = (side, side)
     config.model.dtype = "float32"
-    config.model.options = {
-        "patch_size": 4,
-        "stride": 2,
-        "widths": (8, 16),
-        "depths": (1, 1),
-        "heads": (1, 2),
-    }
+    config.model.options = {**zoo.smallest("pit_ti"), "patch_size": 4, "stride": 2}
     config.data.name = "digits"
     config.data.eval_split = "test"
     config.data.eval_protocol = "resize"

@@ -6,6 +6,7 @@ import os
 import runpy
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -22,8 +23,11 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-# One cache of compiled programs and prepared data for a whole run. Workers, and the programs they
-# start, inherit its name from the first process.
+from pit_jax.models import zoo
+from pit_jax.models.family import Family
+
+# One cache of compiled programs and prepared data for a whole run: its workers and the programs
+# they start inherit the name from the process that began it.
 IS_FIRST = "PIT_JAX_CACHE_OF_TESTS" not in os.environ
 CACHE = os.environ.setdefault("PIT_JAX_CACHE_OF_TESTS", tempfile.mkdtemp(prefix="pit_jax_tests_"))
 
@@ -68,6 +72,21 @@ def timm() -> ModuleType:
     from pit_jax.weights.verify import import_timm
 
     return import_timm()
+
+
+@pytest.fixture
+def workdir(tmp_path: Path) -> Path:
+    """A run directory that does not exist yet."""
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def toy(data_dir: Path) -> Iterator[Family]:
+    """A family without torch names, `fixtures/toy_family.py`, registered for the test."""
+    family: Family = runpy.run_path(str(data_dir / "toy_family.py"))["FAMILY"]
+    zoo.register(family)
+    yield family
+    zoo.FAMILIES.remove(family)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A family and a task in a package of their own, each a file and a line, through all programs.
+"""A family, a task and a data set in a package of their own, each a file and a line.
 
 `toy/` is an addition that never touches pit_jax: the package and its entry points, as `pip install`
 would leave them. The tests copy them to a temporary folder on the path.
@@ -112,6 +112,21 @@ def test_its_programs_are_compiled_and_reported(installed: Path, tmp_path: Path)
         arguments = [config, f"--program={program}", f"--output={output}"]
         run(installed, "-m", "pit_jax.compile_report", *arguments)
         assert json.loads(output.read_text())["program"] == program
+
+
+def test_its_data_set_trains_a_network_of_ours(installed: Path, tmp_path: Path):
+    config = f"--config={installed}/classification.py"
+    done = run(installed, "train.py", config, f"--workdir={tmp_path / 'run'}")
+    assert "done: step=1 test/top1=" in done
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]["test/count"] == 32
+
+
+def test_what_is_added_is_a_file_and_a_line_each(installed: Path):
+    """The numbers of the table in docs/architecture.md."""
+    files = {path.name for path in (installed / "toy_package").glob("*.py")}
+    assert files == {"__init__.py", "network.py", "regression.py", "pictures.py"}
+    points = (installed / "toy_package-1.0.dist-info" / "entry_points.txt").read_text()
+    assert len([line for line in points.splitlines() if " = " in line]) == 3
 
 
 def test_a_task_or_family_that_cannot_be_imported_is_named(installed: Path, tmp_path: Path):

@@ -5,6 +5,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 import pit_jax
 from pit_jax.models.zoo import POOLING_PAIRS
@@ -48,8 +49,16 @@ VARIANTS = {
 }
 
 
+def get_config(file: str, variant: str) -> ConfigDict:
+    return runpy.run_path(str(CONFIGS / file))["get_config"](variant)
+
+
 def load(file: str, variant: str) -> ClassificationConfig:
-    return parse(runpy.run_path(str(CONFIGS / file))["get_config"](variant))
+    """The experiment as the trainer has it; fine-tuning is given weights to start from."""
+    config = get_config(file, variant)
+    if config.init_from:
+        config.init_from = "pit_s.safetensors"
+    return parse(config)
 
 
 def test_every_file_is_listed():
@@ -104,16 +113,18 @@ def test_transfer_has_the_values_of_deit():
 
 @pytest.mark.parametrize("option", ["", ",transfer"])
 def test_finetuning_starts_from_weights_that_the_user_names(option: str):
-    config = load("finetune.py", f"pit_s,384{option}")
-    assert config.init_from == "(give --config.init_from=WEIGHTS)"
-    with pytest.raises(ValueError, match=r"there is no file .*give --config\.init_from=WEIGHTS"):
-        pit_jax.create_model("pit_s", weights=config.init_from)
+    config = get_config("finetune.py", f"pit_s,384{option}")
+    with pytest.raises(
+        ValueError, match=r"^config\.init_from is required: add --config\.init_from=WEI"
+    ):
+        parse(config)
+    config.init_from = "pit_s.safetensors"
+    assert parse(config).init_from == "pit_s.safetensors"
 
 
 @pytest.mark.parametrize("option", ["", ",transfer"])
 @pytest.mark.parametrize("size", [224, 384])
 def test_the_smoke_variant_of_finetuning_can_run(tmp_path: Path, size: int, option: str):
-    get_config = runpy.run_path(str(CONFIGS / "finetune.py"))["get_config"]
-    setup = prepare(get_config(f"pit_b,{size}{option},smoke"), tmp_path)
+    setup = prepare(get_config("finetune.py", f"pit_b,{size}{option},smoke"), tmp_path)
     assert setup.steps.total == 4
     assert setup.task.train_source.name == "digits/train"

@@ -1,4 +1,4 @@
-"""Joining a job: what the environment and the user say of it, and what is refused."""
+"""Joining a job, as the environment or the user describes it, and what is refused."""
 
 import importlib.machinery
 import importlib.util
@@ -46,7 +46,7 @@ def test_a_number_in_the_environment_must_be_one(monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture(autouse=True)
 def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tests' own launcher, if they have one, is not what they are about."""
+    """Hides the launcher of the tests themselves, if there is one."""
     of_launchers = (
         "KUBERNETES_",
         "MEGASCALE_",
@@ -69,7 +69,7 @@ def surround(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> No
 
 @pytest.fixture
 def initialised(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
-    """What JAX is asked to join, instead of joining."""
+    """Records what JAX is asked to join, instead of joining."""
     calls: list[tuple] = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: calls.append((a, k)))
     return calls
@@ -121,7 +121,7 @@ def test_clusters_that_jax_knows_are_joined_and_named(
     caplog: pytest.LogCaptureFixture,
 ):
     surround(monkeypatch, environment)
-    # A machine with chips, and the client of Kubernetes installed.
+    # Pretend a machine with chips and an installed client of Kubernetes.
     monkeypatch.setattr(clusters.cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
     kubernetes = MagicMock(__spec__=importlib.machinery.ModuleSpec("kubernetes", None))
     monkeypatch.setitem(sys.modules, "kubernetes", kubernetes)
@@ -149,7 +149,7 @@ def test_clusters_that_jax_knows_are_joined_and_named(
             r"--process_id \(here 1\), or --num_processes=1",
         ),
         ({"PMI_SIZE": "8", "PMI_RANK": "5"}, r"process 5 of 8 \(MPI\) does .* --num_processes=8 "),
-        # mpiexec has started one proxy per node by srun.
+        # mpiexec starts one proxy per node by srun.
         (SLURM | {"PMI_SIZE": "8", "PMI_RANK": "5"}, r"process 5 of 8 \(MPI\)"),
         ({"WORLD_SIZE": "2", "RANK": "0"}, r"process 0 of 2 \(torchrun\) does .* unknown to JAX"),
         (
@@ -181,7 +181,7 @@ def test_a_process_whose_others_jax_cannot_find_is_refused(
         {},
         {"JAX_NUM_PROCESSES": "1"},
         SLURM | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"},
-        # The shell of a batch script is no task of a step.
+        # The shell of a batch script is not a task of a step.
         {name: value for name, value in SLURM.items() if name != "SLURM_STEP_NODELIST"},
         OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"},
         {"PMI_SIZE": "1", "PMI_RANK": "0"},
@@ -230,7 +230,7 @@ def test_a_tpu_vm_is_recognised_by_its_devices(
     installed = {"libtpu"}
     monkeypatch.setattr(processes, "Path", lambda path: tmp_path / path.lstrip("/"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name in installed or None)
-    # What JAX sets at import where it finds no chips.
+    # JAX sets this at import if it finds no chips.
     monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
     monkeypatch.delenv("JAX_PLATFORMS")
     processes.start_processes()

@@ -1,4 +1,4 @@
-"""Where arrays live on eight simulated devices."""
+"""Placement of arrays on eight simulated devices."""
 
 import jax
 import jax.numpy as jnp

@@ -192,22 +192,14 @@ def argument(name: str, magnitude: Any, sign: Any, *, increasing: bool, numpy: A
       increasing: as in `Policy`.
       numpy: the array module of both, numpy or jax.numpy.
 
-
     Returns:
       Rotate: degrees counter-clockwise. ShearX, ShearY: slope. TranslateX, TranslateY: part of
       the width or height. Posterize: bits to keep. Solarize: the first level to invert.
       SolarizeAdd: levels to add. Color, Contrast, Brightness, Sharpness: enhancement factor.
       Desaturate: part of the colour to remove. GaussianBlur: standard deviation in pixels.
       AutoContrast, Equalize, Invert: 0, unused.
-
-    Raises:
-      ValueError: an operation that does not exist.
     """
     table = _INCREASING if increasing and name in _INCREASING else _ARGUMENTS
-    if name not in table:
-        raise ValueError(
-            f"unknown operation {name!r}{suggestion(name, KNOWN)}; there are {', '.join(KNOWN)}"
-        )
     return table[name](magnitude / FULL_MAGNITUDE, sign, numpy)
 
 

@@ -1,5 +1,6 @@
-"""What the command-line programs share: readable log lines, and errors as one line."""
+"""Shared parts of the command-line programs: log lines, errors as lines, help and version."""
 
+import argparse
 import contextlib
 import logging
 import os
@@ -10,6 +11,9 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn, TypeVar
 
 from absl import logging as absl_logging
+
+from pit_jax.options import OptionsError
+from pit_jax.version import __version__
 
 Result = TypeVar("Result")
 
@@ -52,9 +56,10 @@ def set_up_compilation_cache() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def fail(message: object) -> NoReturn:
-    """Ends the program with one line on standard error and exit status 2."""
-    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+def fail(*messages: object) -> NoReturn:
+    """Ends the program with a line for each message on standard error and exit status 2."""
+    for message in messages:
+        print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
     raise SystemExit(USER_ERROR)
 
 
@@ -62,8 +67,44 @@ def or_fail(function: Callable[..., Result], *arguments: object, **options: obje
     """The function's result; a ValueError, which is how bad input shows, ends the program."""
     try:
         return function(*arguments, **options)
+    except OptionsError as error:
+        fail(*error.mistakes)
     except ValueError as error:
         fail(error)
+
+
+def leave(text: str) -> NoReturn:
+    """Ends the program with a text on standard output and exit status 0."""
+    print(text)
+    raise SystemExit(0)
+
+
+def version(program: str) -> str:
+    """The line that `--version` prints."""
+    return f"{program} (pit_jax {__version__})"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are ValueErrors of one line.
+
+    Args:
+      program: how users start it.
+      about: its docstring.
+      add_help: whether there are -h and --help.
+    """
+
+    def __init__(self, program: str, about: str | None, *, add_help: bool = True):
+        super().__init__(
+            prog=program,
+            description=about,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            add_help=add_help,
+        )
+        self.add_argument("--version", action="version", version=version(program))
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; --help lists the flags")
 
 
 def image_size(text: str) -> tuple[int, int]:

@@ -1,8 +1,10 @@
 """Converts weights between torch files and ours.
 
-pit-convert --model=pit_s --input=pit_s_809.pth --output=pit_s.safetensors
-pit-convert --input=hf:timm/pit_s_224.in1k --output=pit_s.safetensors --verify
-pit-convert --input=pit_s.safetensors --output=pit_s.pth --to=torch --layout=official
+    pit-convert --model=pit_s --input=pit_s_809.pth --output=pit_s.safetensors
+    pit-convert --input=hf:timm/pit_s_224.in1k --output=pit_s.safetensors --verify
+    pit-convert --input=pit_s.safetensors --output=pit_s.pth --to=torch --layout=official
+
+From a checkout, `python convert_torch_weights.py` is the same program.
 """
 
 import argparse
@@ -12,7 +14,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from pit_jax.cli import console
 from pit_jax.weights.cards import make_card
@@ -25,13 +26,6 @@ from pit_jax.weights.write import check_suffix, write_torch, write_weights
 PROGRAM = "pit-convert"
 FAILED_VERIFICATION = 1
 ERROR = 2
-
-
-class _Parser(argparse.ArgumentParser):
-    """Raises a wrong flag as ValueError, to be printed as one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; --help lists the flags")
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -49,13 +43,8 @@ def run(argv: Sequence[str] | None = None) -> int:
         return ERROR
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
-        prog=PROGRAM,
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser() -> console.Parser:
+    parser = console.Parser(PROGRAM, __doc__)
     add = parser.add_argument
     add("--model", help="a name of pit_jax.list_models() (default: the one that fits the file)")
     add("--input", required=True, help="a file, a run directory or hf:owner/name[@revision]")

@@ -1,4 +1,10 @@
-"""`evaluate.py` and `pit-evaluate`: print a table of metrics of given weights."""
+"""Measures the metrics of weights on a data set.
+
+    pit-evaluate --weights=runs/digits
+    pit-evaluate --weights=hf:timm/pit_s_224.in1k --data=imagenet2012 --crop=timm
+
+From a checkout, `python evaluate.py` is the same program.
+"""
 
 import argparse
 import dataclasses
@@ -7,18 +13,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from pit_jax.cli import console
+from pit_jax.options import fields
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
     """Parses the command line, evaluates the weights, prints the table."""
-    first, _ = _parser(add_help=False).parse_known_args(arguments)
+    first, _ = console.or_fail(_parser(add_help=False).parse_known_args, arguments)
     if first.weights is None:
-        _parser().parse_args(arguments)  # exits: prints the help, or that --weights is missing
+        # Exits: prints the help, or that --weights is missing.
+        console.or_fail(_parser().parse_args, arguments)
     console.set_up_logging()
     console.set_up_compilation_cache()
     task, file = console.or_fail(_open, first)
     defaults = console.or_fail(task.evaluation_options, file)
-    options = _parser(defaults).parse_args(arguments)
+    options = console.or_fail(_parser(defaults).parse_args, arguments)
     found = console.or_fail(_evaluate, task, file, defaults, options)
     for name, text in _table(task, found):
         print(f"{name:>10}  {text}")
@@ -36,8 +44,8 @@ def _open(options: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def _evaluate(task: Any, file: Any, defaults: Any, options: argparse.Namespace) -> Any:
-    fields = [field.name for field in dataclasses.fields(defaults)]
-    chosen = {name: getattr(options, name) for name in fields if getattr(options, name)}
+    given = {name: getattr(options, name) for name in fields(defaults)}
+    chosen = {name: value for name, value in given.items() if value}
     return task.evaluate(
         file,
         dataclasses.replace(defaults, **chosen),
@@ -84,12 +92,7 @@ def _image_size(given: Sequence[str] | None) -> tuple[int, int] | None:
 
 def _parser(task_options: Any = None, *, add_help: bool = True) -> argparse.ArgumentParser:
     """The command line, with flags for the evaluation options of a task if they are given."""
-    parser = argparse.ArgumentParser(
-        prog="pit-evaluate",
-        description="Metrics of weights on a data set.",
-        allow_abbrev=False,
-        add_help=add_help,
-    )
+    parser = console.Parser("pit-evaluate", __doc__, add_help=add_help)
     add = parser.add_argument
     add("--weights", required=add_help, help="a run directory, a weights file or hf:owner/name")
     add("--model", help="a name of pit_jax.list_models() (default: the one that fits the weights)")
@@ -100,10 +103,6 @@ def _parser(task_options: Any = None, *, add_help: bool = True) -> argparse.Argu
         from pit_jax.tasks.classification.config import Protocol
 
         task_options = Protocol()
-    for field in dataclasses.fields(task_options) if task_options is not None else ():
-        add(
-            f"--{field.name}",
-            help=field.metadata.get("help"),
-            choices=field.metadata.get("choices"),
-        )
+    for name, field in fields(task_options).items() if task_options else ():
+        add(f"--{name}", help=field.declaration.help, choices=field.declaration.choices or None)
     return parser

@@ -1,9 +1,10 @@
-"""`python -m pit_jax.cli.prepare` and `pit-prepare`: makes a TFDS data set ready for training.
+"""Prepares a TFDS data set as ArrayRecord, or converts one that is prepared.
 
-python -m pit_jax.cli.prepare NAME [--data_dir=DIR] [--manual_dir=DIR]
+    pit-prepare imagenet2012 --manual_dir=DIR
+
+`python -m pit_jax.cli.prepare` is the same program.
 """
 
-import argparse
 from collections.abc import Sequence
 
 from pit_jax.cli import console
@@ -11,15 +12,11 @@ from pit_jax.cli import console
 
 def run(arguments: Sequence[str] | None = None) -> None:
     """Entry point: parses the command line, prepares, prints `ready: ...`."""
-    parser = argparse.ArgumentParser(
-        prog="pit-prepare",
-        description="Prepares a TFDS data set as ArrayRecord, or converts one that is prepared.",
-        allow_abbrev=False,
-    )
+    parser = console.Parser("pit-prepare", __doc__)
     parser.add_argument("name", help="a TFDS set such as imagenet2012, or digits")
     parser.add_argument("--data_dir", help="where the set is written; default: TFDS's own")
     parser.add_argument("--manual_dir", help="folder of the archives that TFDS cannot download")
-    options = parser.parse_args(arguments)
+    options = console.or_fail(parser.parse_args, arguments)
     console.set_up_logging()
     from pit_jax.data.prepare import prepare
 

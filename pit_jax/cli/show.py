@@ -1,22 +1,18 @@
-"""`python -m pit_jax.cli.show` and `pit-show`: draws a training batch with its labels.
+"""Draws a training batch with its labels, as the model sees it, before and after mixing.
 
-    python -m pit_jax.cli.show --config=configs/digits.py --out=grid.png
+    pit-show --config=digits --out=grid.png
 
-The batch is drawn as the model sees it, before and after mixing.
+`python -m pit_jax.cli.show` is the same program.
 """
 
-import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
 
-from pit_jax.cli import console
-from pit_jax.cli.train import parse_flags
+from pit_jax.cli import console, experiment
 from pit_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
 
 COLUMNS = 8
@@ -26,18 +22,11 @@ SHOWN = 32
 
 def run() -> None:
     """Entry point: parses the command line, draws, prints the picture's path."""
-    config_flags.DEFINE_config_file("config", help_string="The experiment, e.g. configs/digits.py.")
     flags.DEFINE_string("out", None, "The picture to write, e.g. grid.png.")
-    flags.mark_flags_as_required(["config", "out"])
-    # --help lists only the flags of the started program, whose module this may not be.
-    for flag in flags.FLAGS.get_flags_for_module(__name__):
-        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-    app.run(_main, flags_parser=parse_flags)
+    experiment.run(_main, "pit-show", __doc__, required=["out"])
 
 
-def _main(arguments: Sequence[str]) -> None:
-    if len(arguments) > 1:
-        console.fail(f"unexpected argument {arguments[1]!r}: options are written --name=value")
+def _main() -> None:
     console.set_up_logging()
     console.or_fail(show, flags.FLAGS.config, flags.FLAGS.out)
     print(flags.FLAGS.out, flush=True)
@@ -59,13 +48,13 @@ def show(config: Any, out: str | Path) -> None:
     from pit_jax.training.step import step_keys
 
     with tempfile.TemporaryDirectory() as workdir:
-        experiment = prepare(config, workdir)
-        if not isinstance(experiment.task, Classification):
-            raise ValueError(f"batches of config.task={experiment.config.task!r} are not drawn")
-        batch = next(TrainBatches(experiment, 0))
-    key, _ = step_keys(experiment.config.seed, 0)
+        prepared = prepare(config, workdir)
+        if not isinstance(prepared.task, Classification):
+            raise ValueError(f"batches of config.task={prepared.config.task!r} are not drawn")
+        batch = next(TrainBatches(prepared, 0))
+    key, _ = step_keys(prepared.config.seed, 0)
     rows = []
-    for task in (experiment.task.without_mixing(), experiment.task):
+    for task in (prepared.task.without_mixing(), prepared.task):
         inputs = task.prepare(key, batch)
         rows.append(
             tuple(np.asarray(inputs[name], np.float32)[:SHOWN] for name in ("images", "targets"))

@@ -1,8 +1,8 @@
-"""Estimates the cost of a training or inference step on TPUs, without one; see docs/performance.md.
+"""Reports what a training or inference step costs on TPUs, by compiling it without any.
 
-python -m pit_jax.compile_report --config=configs/deit.py:pit_s --topology=v5e:16x16
-    [--program=train|inference] [--batch_size=N] [--output=FILE.json] [--compare=OTHER.json]
-    [--noschedules]
+    python -m pit_jax.compile_report --config=deit:pit_s --topology=v5e:16x16
+
+docs/performance.md explains the report.
 """
 
 import dataclasses
@@ -12,17 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
-from pit_jax.cli import console
-from pit_jax.cli.train import parse_flags
+from pit_jax.cli import console, experiment
 from pit_jax.compile_report.report import Report
 
 
 def run() -> None:
     """Entry point: parses the command line, compiles, prints and saves the report."""
-    config_flags.DEFINE_config_file("config", help_string="The experiment, e.g. configs/digits.py.")
     flags.DEFINE_string("topology", "local", "A slice such as v5e:16x16, or local.")
     flags.DEFINE_enum("program", "train", ["train", "inference"], "The step to compile.")
     flags.DEFINE_integer("batch_size", None, "Images over all devices; default: the config's.")
@@ -33,13 +31,10 @@ def run() -> None:
     )
     flags.DEFINE_string("output", None, "File to save the report in, as JSON.")
     flags.DEFINE_string("compare", None, "A saved report to print beside this one.")
-    flags.mark_flags_as_required(["config"])
-    app.run(_main, flags_parser=parse_flags)
+    experiment.run(_main, "python -m pit_jax.compile_report", __doc__)
 
 
-def _main(arguments: Sequence[str]) -> None:
-    if len(arguments) > 1:
-        console.fail(f"unexpected argument {arguments[1]!r}: options are written --name=value")
+def _main() -> None:
     console.set_up_logging()
     options = flags.FLAGS
     other = console.or_fail(_saved, options.compare) if options.compare else None
@@ -69,10 +64,10 @@ def _report(options: Any) -> dict[str, Any]:
         on = chips.parse_slice(options.topology)
         libtpu.load(schedules=options.schedules)
         devices = libtpu.devices(on)
-    experiment = program.experiment_on(
+    prepared = program.experiment_on(
         options.config, devices, batch_size=options.batch_size, program=options.program
     )
-    compiled = program.compile_program(experiment, options.program)
+    compiled = program.compile_program(prepared, options.program)
     module = measure.read_program(compiled)
     report = measure.make_report(compiled, module, options.topology, on)
     return {"config": _name(options), "date": time.strftime("%Y-%m-%d"), **report.to_json()}

@@ -8,8 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from pit_jax.augment.policy import FILL, KNOWN, Policy, argument
-from pit_jax.errors import suggestion
+from pit_jax.augment.policy import FILL, Policy, argument
 
 Operation = Callable[[Image.Image, float], Image.Image]
 
@@ -58,14 +57,7 @@ def apply_operation(image: Image.Image, name: str, value: float) -> Image.Image:
 
     Geometric operations interpolate bicubically and fill the uncovered part with ImageNet's mean
     colour.
-
-    Raises:
-      ValueError: no such operation.
     """
-    if name not in _FUNCTIONS:
-        raise ValueError(
-            f"unknown operation {name!r}{suggestion(name, KNOWN)}; there are {', '.join(KNOWN)}"
-        )
     return _FUNCTIONS[name](image, value)
 
 

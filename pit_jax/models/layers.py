@@ -1,160 +1,129 @@
-"""The parts every transformer here is made of.
+"""The layers that every transformer here is made of, up to the block.
 
 Letters: B batch, N tokens, C channels, H heads, D head width. Modules hold parameters only:
 randomness comes in as a key through the call (no key: evaluation mode), intermediates go out
-through a `Recorder`. Parameters are float32; `dtype` is what the arithmetic runs in.
+through a `Recorder`. Parameters are float32; `dtype` is that of the arithmetic.
 """
 
-import dataclasses
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from pit_jax.errors import suggestion
-from pit_jax.models.initializers import LinearInit, constant
-from pit_jax.ops import branch_middle, branch_tpu
+from pit_jax.models.capture import Recorder
+from pit_jax.models.initializers import LinearInit, constant, torch_default_init
+from pit_jax.models.stochastic import DropRates, dropout, split_key, stochastic_depth
+from pit_jax.ops import branch
 from pit_jax.ops.attention import (
     attention_weights,
-    projected_heads,
+    project_heads,
     self_attention,
     weighted_values,
 )
-from pit_jax.ops.branch import Branch, residual_branch
+from pit_jax.ops.branch import DropPath, Fusible, Weights, residual_branch
 from pit_jax.ops.gelu import gelu
-from pit_jax.ops.layer_norm import EPSILON, LayerNorm
-from pit_jax.ops.linear import Linear
-
-# What a model gives: logits (B, K), or in training those of both heads of a distilled one.
-Logits = jax.Array | tuple[jax.Array, jax.Array]
+from pit_jax.ops.layer_norm import EPSILON, layer_norm
+from pit_jax.ops.linear import linear
+from pit_jax.ops.patches import embed_patches
 
 
-def linear(
-    in_features: int, out_features: int, *, init: LinearInit, dtype: DTypeLike, rngs: nnx.Rngs
-) -> Linear:
-    """A linear layer with bias, initialised by its fan-in."""
-    kernel_init, bias_init = init(in_features)
-    return Linear(
-        in_features,
-        out_features,
-        kernel_init=kernel_init,
-        bias_init=bias_init,
-        dtype=dtype,
-        rngs=rngs,
-    )
+class Linear(nnx.Linear):
+    """flax's linear layer with a bias, computed by `ops.linear` and initialised by its fan-in."""
 
+    bias: nnx.Param[jax.Array]
 
-def layer_norm(features: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> LayerNorm:
-    """LayerNorm as the published weights expect it, epsilon 1e-6."""
-    ones, zeros = constant(1.0), constant(0.0)
-    return LayerNorm(
-        features, epsilon=EPSILON, scale_init=ones, bias_init=zeros, dtype=dtype, rngs=rngs
-    )
-
-
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zeroes each value with probability `rate` and rescales the rest; identity without a key."""
-    return _drop(x, rate, key, x.shape)
-
-
-def stochastic_depth(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Drops a residual branch (B, ...) for whole examples with probability `rate`, rescaling those
-    kept.
-    """
-    return _drop(x, rate, key, (x.shape[0],) + (1,) * (x.ndim - 1))
-
-
-def _drop(x: jax.Array, rate: float, key: jax.Array | None, mask_shape: Sequence[int]) -> jax.Array:
-    if key is None or rate == 0.0:
-        return x
-    keep = 1.0 - rate
-    mask = jax.random.bernoulli(key, keep, mask_shape)
-    return jnp.where(mask, x / keep, jnp.zeros_like(x))
-
-
-def split_key(key: jax.Array | None, count: int, *, needed: bool) -> list[jax.Array | None]:
-    """`count` independent keys, or as many Nones where nothing random is `needed`.
-
-    Raises:
-      ValueError: no key where one is needed.
-    """
-    if not needed:
-        return [None] * count
-    if key is None:
-        raise ValueError(
-            "train=True with dropout or stochastic depth needs key=jax.random.key(seed)"
-        )
-    return list(jax.random.split(key, count))
-
-
-def check_images(images: jax.Array, expected: tuple[int, int, int]) -> None:
-    """Refuses images that are not (B, H, W, channels) as `expected`, or not floating point."""
-    if images.ndim != 4 or images.shape[1:] != expected:
-        channels_first = images.ndim == 4 and images.shape[1] == expected[2]
-        hint = ", which looks channels-first: transpose to channels-last" if channels_first else ""
-        if images.shape == expected:
-            hint = ": add a batch axis, images[None]"
-        raise ValueError(
-            f"expected images of shape (batch, {', '.join(map(str, expected))}), found "
-            f"{images.shape}{hint}; another size needs a model with image_size=(height, width)"
-        )
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(
-            f"expected normalised floating-point images, found {images.dtype}: scale to [0, 1], "
-            "subtract the mean and divide by the standard deviation first"
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        init: LinearInit,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        kernel_init, bias_init = init(in_features)
+        super().__init__(
+            in_features,
+            out_features,
+            kernel_init=kernel_init,
+            bias_init=bias_init,
+            dtype=dtype,
+            rngs=rngs,
         )
 
+    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
+        """(..., C) to (..., D), in the layer's dtype."""
+        del out_sharding  # for meshes with explicit axes, which this package does not use
+        operands = (inputs, self.kernel[...], self.bias[...])
+        return linear(*(jnp.asarray(operand, self.dtype) for operand in operands))
 
-class FeatureInfo(NamedTuple):
-    """One map of a model's `features`: its stride in image pixels, its channels, its height and
-    width.
+
+class LayerNorm(nnx.LayerNorm):
+    """flax's layer norm with scale and bias, computed by `ops.layer_norm`; epsilon is that of the
+    published weights.
     """
 
-    stride: int
-    channels: int
-    grid: tuple[int, int]
+    scale: nnx.Param[jax.Array]
+    bias: nnx.Param[jax.Array]
+
+    def __init__(self, features: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        super().__init__(
+            features,
+            epsilon=EPSILON,
+            scale_init=constant(1.0),
+            bias_init=constant(0.0),
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+        """(..., C) to the same, in the layer's dtype."""
+        if mask is not None:
+            raise ValueError("this normalisation takes no mask: use flax.nnx.LayerNorm")
+        x = jnp.asarray(x, self.dtype)
+        return layer_norm(x, self.scale[...], self.bias[...], epsilon=self.epsilon)
 
 
-class Recorder:
-    """Collects the intermediates a caller asked for; those not asked for cost nothing.
-
-    Args:
-      requested: the kinds to keep, e.g. ("attention", "stages").
-      available: every kind the model can give.
-
-    Raises:
-      ValueError: a kind the model does not have.
+class PatchProjection(nnx.Conv):
+    """flax's convolution of square patches without padding, computed by `ops.patches` and
+    initialised by PyTorch's default, in every family.
     """
 
-    def __init__(self, requested: Iterable[str], available: Sequence[str]):
-        self.requested = frozenset([requested] if isinstance(requested, str) else requested)
-        self.values: dict[str, jax.Array] = {}
-        for kind in sorted(self.requested - set(available)):
-            raise ValueError(
-                f"cannot capture {kind!r}{suggestion(kind, available)}; there are "
-                f"{', '.join(available)}"
-            )
+    bias: nnx.Param[jax.Array]
 
-    def wants(self, kind: str) -> bool:
-        return kind in self.requested
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        patch: int,
+        stride: int,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        kernel_init, bias_init = torch_default_init(in_features * patch * patch)
+        super().__init__(
+            in_features,
+            out_features,
+            (patch, patch),
+            strides=stride,
+            padding="VALID",
+            kernel_init=kernel_init,
+            bias_init=bias_init,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.stride = stride
 
-    def save(self, kind: str, name: str, value: jax.Array) -> None:
-        if self.wants(kind):
-            self.values[name] = value
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DropRates:
-    """Probabilities in [0, 1): `features` after projections, `attention` on attention maps, `path`
-    of a branch.
-    """
-
-    features: float = 0.0
-    attention: float = 0.0
-    path: float = 0.0
+    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
+        """Images (B, H, W, C) to maps (B, h, w, D), in the layer's dtype."""
+        del out_sharding
+        operands = (inputs, self.kernel[...], self.bias[...])
+        images, kernel, bias = (jnp.asarray(operand, self.dtype) for operand in operands)
+        return embed_patches(images, kernel, bias, stride=self.stride)
 
 
 class Attention(nnx.Module):
@@ -172,26 +141,25 @@ class Attention(nnx.Module):
     ):
         self.heads = heads
         self.drop = drop
-        self.qkv = linear(width, 3 * width, init=init, dtype=dtype, rngs=rngs)
-        self.proj = linear(width, width, init=init, dtype=dtype, rngs=rngs)
+        self.qkv = Linear(width, 3 * width, init=init, dtype=dtype, rngs=rngs)
+        self.proj = Linear(width, width, init=init, dtype=dtype, rngs=rngs)
 
     def __call__(
         self, x_bnc: jax.Array, key: jax.Array | None, record: Recorder, name: str
     ) -> jax.Array:
-        batch, tokens, width = x_bnc.shape
         operands = [jnp.asarray(x, self.qkv.dtype) for x in (x_bnc, self.qkv.kernel, self.qkv.bias)]
-
-        drop_key, map_key = (None, None) if key is None else jax.random.split(key)
+        out_key, map_key = split_key(key, 2)
+        # The fused lowerings of attention neither drop entries of the map nor return it.
         drops_map = map_key is not None and self.drop.attention > 0
         if drops_map or record.wants("attention"):
-            query, keys, value = projected_heads(self.heads, *operands)  # each (B, N, H, D)
-            weights = attention_weights(query, keys)
+            query, keys, value = project_heads(self.heads, *operands)  # each (B, N, H, D)
+            weights = attention_weights(query, keys)  # (B, H, N, N)
             record.save("attention", f"{name}/attention", weights)
             mixed = weighted_values(dropout(weights, self.drop.attention, map_key), value)
         else:
             mixed = self_attention(self.heads, *operands)
-        out = self.proj(mixed.reshape(batch, tokens, width))
-        return dropout(out, self.drop.features, drop_key)
+        out = self.proj(mixed.reshape(x_bnc.shape))  # (B, N, H, D) to (B, N, C)
+        return dropout(out, self.drop.features, out_key)
 
 
 class MLP(nnx.Module):
@@ -210,13 +178,12 @@ class MLP(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.drop = drop
-        self.fc1 = linear(width, hidden, init=init, dtype=dtype, rngs=rngs)
-        self.fc2 = linear(hidden, width, init=init, dtype=dtype, rngs=rngs)
+        self.fc1 = Linear(width, hidden, init=init, dtype=dtype, rngs=rngs)
+        self.fc2 = Linear(hidden, width, init=init, dtype=dtype, rngs=rngs)
 
     def __call__(self, x_bnc: jax.Array, key: jax.Array | None) -> jax.Array:
-        hidden_key, out_key = (None, None) if key is None else jax.random.split(key)
-        hidden = gelu(self.fc1(x_bnc))
-        hidden = dropout(hidden, self.drop.features, hidden_key)
+        hidden_key, out_key = split_key(key, 2)
+        hidden = dropout(gelu(self.fc1(x_bnc)), self.drop.features, hidden_key)
         return dropout(self.fc2(hidden), self.drop.features, out_key)
 
 
@@ -237,73 +204,66 @@ class Block(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.drop = drop
-        self.norm1 = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.norm1 = LayerNorm(width, dtype=dtype, rngs=rngs)
         self.attention = Attention(width, heads, drop, init=init, dtype=dtype, rngs=rngs)
-        self.norm2 = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.norm2 = LayerNorm(width, dtype=dtype, rngs=rngs)
         self.mlp = MLP(width, int(width * mlp_ratio), drop, init=init, dtype=dtype, rngs=rngs)
 
     def __call__(
         self, x_bnc: jax.Array, key: jax.Array | None, record: Recorder, name: str
     ) -> jax.Array:
         # The two branches are dropped independently, at the same rate.
-        keys = (None,) * 4 if key is None else tuple(jax.random.split(key, 4))
-        x_bnc = self._attend(x_bnc, keys[0], keys[1], record, name)
-        x_bnc = self._mix(x_bnc, keys[2], keys[3])
+        attention_key, path1_key, mlp_key, path2_key = split_key(key, 4)
+        drop_path1 = functools.partial(stochastic_depth, rate=self.drop.path, key=path1_key)
+        drop_path2 = functools.partial(stochastic_depth, rate=self.drop.path, key=path2_key)
+
+        def attend(x_bnc: jax.Array) -> jax.Array:
+            return x_bnc + drop_path1(
+                self.attention(self.norm1(x_bnc), attention_key, record, name)
+            )
+
+        def transform(x_bnc: jax.Array) -> jax.Array:
+            return x_bnc + drop_path2(self.mlp(self.norm2(x_bnc), mlp_key))
+
+        # Each as written above, or in one TPU kernel where that is faster.
+        fusible = None if record.wants("attention") else self._fusible_attention(key, drop_path1)
+        x_bnc = residual_branch(x_bnc, attend, fusible)
+        x_bnc = residual_branch(x_bnc, transform, self._fusible_mlp(key, drop_path2))
         record.save("blocks", f"{name}/tokens", x_bnc)
         return x_bnc
 
-    def _attend(
-        self,
-        x_bnc: jax.Array,
-        key: jax.Array | None,
-        path_key: jax.Array | None,
-        record: Recorder,
-        name: str,
-    ) -> jax.Array:
-        def parts(x_bnc: jax.Array) -> jax.Array:
-            branch = self.attention(self.norm1(x_bnc), key, record, name)
-            return x_bnc + stochastic_depth(branch, self.drop.path, path_key)
-
+    def _fusible_attention(self, key: jax.Array | None, drop_path: DropPath) -> Fusible | None:
         drops = key is not None and (self.drop.features > 0 or self.drop.attention > 0)
-        if drops or record.wants("attention") or type(self.attention) is not Attention:
-            return parts(x_bnc)
-        layers = (self.norm1, self.attention.qkv, self.attention.proj)
-        middle = branch_middle.Attention(self.attention.heads)
-        return self._fused_or(parts, middle, x_bnc, layers, path_key)
+        if drops or type(self.attention) is not Attention:
+            return None
+        attention = branch.Attention(self.attention.heads)
+        return _fusible(self.norm1, self.attention.qkv, attention, self.attention.proj, drop_path)
 
-    def _mix(
-        self, x_bnc: jax.Array, key: jax.Array | None, path_key: jax.Array | None
-    ) -> jax.Array:
-        def parts(x_bnc: jax.Array) -> jax.Array:
-            branch = self.mlp(self.norm2(x_bnc), key)
-            return x_bnc + stochastic_depth(branch, self.drop.path, path_key)
+    def _fusible_mlp(self, key: jax.Array | None, drop_path: DropPath) -> Fusible | None:
+        drops = key is not None and self.drop.features > 0
+        if drops or type(self.mlp) is not MLP:
+            return None
+        return _fusible(self.norm2, self.mlp.fc1, branch.Gelu(), self.mlp.fc2, drop_path)
 
-        if (key is not None and self.drop.features > 0) or type(self.mlp) is not MLP:
-            return parts(x_bnc)
-        layers = (self.norm2, self.mlp.fc1, self.mlp.fc2)
-        return self._fused_or(parts, branch_middle.Gelu(), x_bnc, layers, path_key)
 
-    def _fused_or(
-        self,
-        parts: Branch,
-        middle: branch_middle.Middle,
-        x_bnc: jax.Array,
-        layers: tuple[LayerNorm, Linear, Linear],
-        path_key: jax.Array | None,
-    ) -> jax.Array:
-        """The branch of a layer norm and two linear layers, in one kernel where that is faster."""
-        norm, first, second = layers
-
-        def fused(x_bnc: jax.Array) -> jax.Array:
-            linear = (first.kernel, first.bias, second.kernel, second.bias)
-            weights = (jnp.asarray(weight[...], x_bnc.dtype) for weight in linear)
-            keep = stochastic_depth(jnp.ones(len(x_bnc), jnp.float32), self.drop.path, path_key)
-            operands = branch_tpu.Weights(norm.scale[...], norm.bias[...], *weights)
-            return branch_tpu.add_branch(middle, x_bnc, keep, operands)
-
-        # Whatever else has been put in their place computes what it computes.
-        known = type(norm) is LayerNorm and type(first) is Linear and type(second) is Linear
-        if not known or norm.epsilon != EPSILON:
-            return parts(x_bnc)
-        pays = x_bnc.dtype == first.dtype and branch_tpu.pays(middle, x_bnc, first.out_features)
-        return residual_branch(x_bnc, parts=parts, fused=fused, pays=pays)
+def _fusible(
+    norm: nnx.Module,
+    first: nnx.Module,
+    middle: branch.Middle,
+    second: nnx.Module,
+    drop_path: DropPath,
+) -> Fusible | None:
+    """A branch of these layers for a kernel; None if any was replaced, because replaced layers,
+    subclasses included, run their own code.
+    """
+    if type(norm) is not LayerNorm or type(first) is not Linear or type(second) is not Linear:
+        return None
+    weights = Weights(
+        scale=norm.scale[...],
+        shift=norm.bias[...],
+        kernel_in=first.kernel[...],
+        bias_in=first.bias[...],
+        kernel_out=second.kernel[...],
+        bias_out=second.bias[...],
+    )
+    return Fusible(middle, weights, norm.epsilon, first.dtype, drop_path)

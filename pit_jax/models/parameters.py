@@ -1,11 +1,11 @@
-"""Between a module and its parameters as a plain nested dict with string keys.
+"""Converts modules to nested dicts of arrays with string keys, and back.
 
 Everything outside the models (optimizer, checkpoints, weight files, jit) sees the dict. `nnx.merge`
-matches leaves by order and takes a dict with renamed or re-ordered keys without a word, so whatever
-comes from a file is checked first (`weights.strict`).
+matches leaves by order and silently accepts a dict with renamed or re-ordered keys, so that the
+contents of files are checked first (`weights.strict`).
 
 The running statistics of models with batch normalisation travel in the same dict, as one more
-entry, `BATCH_STATS`, with the nesting of the parameters they belong to. They are no parameters:
+entry, `BATCH_STATS`, with the nesting of the parameters they belong to. They are not parameters:
 nothing counts, decays or optimizes them (`separate`), and a training step replaces them by
 `update_statistics`.
 """
@@ -23,8 +23,8 @@ BATCH_STATS = "batch_stats"
 
 
 def split(model: Any) -> tuple[nnx.GraphDef, Params]:
-    """The static structure of a module, and its parameters as a nested dict of arrays; with running
-    statistics, where it has any, under `BATCH_STATS`.
+    """Splits a module into its static structure and a nested dict of its parameters, with its
+    running statistics, if any, under `BATCH_STATS`.
     """
     graphdef, *states = nnx.split(model, nnx.Param, nnx.BatchStat)
     trained, statistics = (nnx.to_pure_dict(state) for state in states)
@@ -32,19 +32,19 @@ def split(model: Any) -> tuple[nnx.GraphDef, Params]:
 
 
 def merge(graphdef: nnx.GraphDef, params: Params) -> Any:
-    """The module with these parameters, which must have the names and shapes that `split` gives."""
+    """Inverse of `split`; the parameters must have the names, shapes and order of its result."""
     trained, statistics = separate(params)
     return nnx.merge(graphdef, trained, *([statistics] if statistics else []))
 
 
 def separate(params: Mapping[str, Any]) -> tuple[Params, Params]:
-    """(what an optimizer trains, the running statistics: {} of a model without any)."""
+    """(the parameters, which an optimizer trains; the running statistics, {} without any)."""
     trained = {name: value for name, value in params.items() if name != BATCH_STATS}
     return trained, params.get(BATCH_STATS, {})
 
 
 def join(trained: Params, statistics: Params) -> Params:
-    """The inverse of `separate`."""
+    """Inverse of `separate`."""
     return {**trained, BATCH_STATS: statistics} if statistics else trained
 
 
@@ -54,19 +54,19 @@ def update_statistics(
     """Running statistics after one more batch: decay * running + (1 - decay) * batch.
 
     Args:
-      statistics: as of `separate`.
+      statistics: from `separate`.
       batch: captured as "batch_statistics" in training, under the same paths.
-      decay: 0.9 is PyTorch's momentum of 0.1.
+      decay: of the running statistics; 0.9 is PyTorch's momentum of 0.1.
 
     Raises:
-      ValueError: statistics that the batch has none for, or the reverse.
+      ValueError: the two have different paths.
     """
     running = flatten(statistics)
     if running.keys() != batch.keys():
-        strange = sorted(running.keys() ^ batch.keys())
+        different = sorted(running.keys() ^ batch.keys())
         raise ValueError(
             "running and batch statistics are not of the same model: only one of them has "
-            f"{', '.join(strange[:5])}; capture 'batch_statistics' alone"
+            f"{', '.join(different[:5])}; capture 'batch_statistics' alone"
         )
     return unflatten(
         {path: decay * value + (1.0 - decay) * batch[path] for path, value in running.items()}
@@ -79,10 +79,10 @@ def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> Params:
-    """The inverse of `flatten`."""
+    """Inverse of `flatten`."""
     return traverse_util.unflatten_dict(dict(flat), sep="/")
 
 
 def count(params: Mapping[str, Any]) -> int:
-    """Number of parameters, of arrays or of abstract ones; running statistics do not count."""
+    """Number of parameters, without the running statistics; leaves may be abstract."""
     return sum(leaf.size for leaf in jax.tree.leaves(separate(params)[0]))

@@ -1,48 +1,54 @@
-"""What PiT and ViT share: the network around the blocks, from images to the logits of class tokens.
+"""The network around the blocks that PiT and ViT share, from images to the logits of class tokens.
 
 Letters: B batch, H W map height and width, N tokens, T class-type tokens (1, or 2 when distilled),
 C channels, K classes.
 """
 
-import functools
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from pit_jax.models.capture import Recorder
+from pit_jax.models.config import ModelConfig
 from pit_jax.models.initializers import LinearInit
-from pit_jax.models.layers import (
-    DropRates,
-    FeatureInfo,
-    Logits,
-    Recorder,
-    check_images,
-    layer_norm,
-    linear,
-    split_key,
-)
-from pit_jax.models.pit.config import PiTConfig
-from pit_jax.models.vit.config import ViTConfig
+from pit_jax.models.interface import FeatureInfo, Logits, check_images
+from pit_jax.models.layers import LayerNorm, Linear
+from pit_jax.models.stochastic import DropRates, split_key, training_key
+
+
+class TokenConfig(ModelConfig, Protocol):
+    """The fields and properties of a configuration that this network reads."""
+
+    @property
+    def distilled(self) -> bool: ...
+    @property
+    def class_tokens(self) -> int: ...
+    @property
+    def dropout_rate(self) -> float: ...
+    @property
+    def attention_dropout_rate(self) -> float: ...
+    @property
+    def drop_path_rates(self) -> tuple[float, ...]: ...
 
 
 class TokenClassifier(nnx.Module):
-    """A transformer with a class token, and a distillation token when distilled; families fill in
-    the parts.
+    """A transformer with a class token, and a distillation token when distilled.
 
-    A family sets `config` and `dtype` first and calls `_add_heads` last.
+    A family sets `config` and `dtype` first, then its own parts, and calls `_add_heads` last.
     """
 
-    # What `capture=` can ask for.
+    # Kinds of intermediates that `capture=` accepts.
     captures: ClassVar[tuple[str, ...]]
 
-    config: PiTConfig | ViTConfig
+    config: TokenConfig
     dtype: DTypeLike
     embedding: nnx.Module
-    norm: nnx.LayerNorm
-    head: nnx.Linear
-    head_distillation: nnx.Linear
+    norm: LayerNorm
+    head: Linear
+    head_distillation: Linear
 
     def __call__(
         self,
@@ -76,7 +82,7 @@ class TokenClassifier(nnx.Module):
             intermediate; no key where one is needed.
         """
         record = Recorder(capture, self.captures)
-        # Only the class tokens are read, so only they are normalised.
+        # The patches are not normalised: nothing reads them any more.
         tokens_btc = self.norm(self._class_tokens(images, train, key, record))
         record.save("pre_logits", "pre_logits", tokens_btc)
         logits = self._classify(tokens_btc, train)
@@ -94,27 +100,28 @@ class TokenClassifier(nnx.Module):
         """Class tokens (B, T, C) after the last block, not normalised."""
         raise NotImplementedError
 
-    def _prepare(
+    def _embed(
         self, images: jax.Array, train: bool, key: jax.Array | None, record: Recorder
-    ) -> tuple[jax.Array, list[jax.Array | None]]:
-        """The images' embedding (B, H, W, C), and keys: of its dropout, then of every block."""
+    ) -> tuple[jax.Array, jax.Array | None, list[jax.Array | None]]:
+        """The images' embedding (B, H, W, C), the key of its dropout, and one key per block."""
         config = self.config
         check_images(images, (*config.image_size, config.in_channels))
         rates = (config.dropout_rate, config.attention_dropout_rate, config.drop_path_rate)
-        blocks = len(config.drop_path_rates)
-        keys = split_key(key if train else None, 1 + blocks, needed=train and any(rates))
+        key = training_key(key, train=train, random=any(rates))
+        embedding_key, *block_keys = split_key(key, 1 + len(config.drop_path_rates))
         maps_bhwc = self.embedding(images.astype(self.dtype))
         record.save("embedding", "embedding", maps_bhwc)
-        return maps_bhwc, keys
+        return maps_bhwc, embedding_key, block_keys
 
     def _add_heads(self, *, init: LinearInit, rngs: nnx.Rngs) -> None:
-        config, width = self.config, self.config.widths[-1]
-        self.norm = layer_norm(width, dtype=self.dtype, rngs=rngs)
+        config, width, dtype = self.config, self.config.widths[-1], self.dtype
+        self.norm = LayerNorm(width, dtype=dtype, rngs=rngs)
         if config.num_classes:
-            head = functools.partial(linear, init=init, dtype=self.dtype, rngs=rngs)
-            self.head = head(width, config.num_classes)
+            self.head = Linear(width, config.num_classes, init=init, dtype=dtype, rngs=rngs)
             if config.distilled:
-                self.head_distillation = head(width, config.num_classes)
+                self.head_distillation = Linear(
+                    width, config.num_classes, init=init, dtype=dtype, rngs=rngs
+                )
 
     def _classify(self, tokens_btc: jax.Array, train: bool) -> Logits:
         config = self.config
@@ -128,7 +135,7 @@ class TokenClassifier(nnx.Module):
         return (outputs[0], outputs[1]) if train else (outputs[0] + outputs[1]) / 2
 
 
-def block_rates(config: PiTConfig | ViTConfig) -> list[DropRates]:
+def block_rates(config: TokenConfig) -> list[DropRates]:
     """Drop probabilities of every block."""
     return [
         DropRates(features=config.dropout_rate, attention=config.attention_dropout_rate, path=path)

@@ -1,4 +1,4 @@
-"""Multi-head self-attention: one mathematical function, its lowerings, and the choice between them.
+"""Multi-head self-attention, its lowerings, and the choice between them.
 
 Letters: B batch, N tokens, C channels, H heads, D head width. All lowerings take queries, keys and
 values as (B, N, H, D) in any floating dtype they support, accumulate the logits and the softmax in
@@ -12,17 +12,17 @@ import jax
 import jax.numpy as jnp
 
 from pit_jax.ops import attention_tpu, lowerings
-from pit_jax.ops.attention_cpu import attention_in_groups, attention_of_projection
-from pit_jax.ops.linear import linear_map
+from pit_jax.ops.attention_cpu import attention_in_groups
+from pit_jax.ops.linear import linear
 
 Lowering = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 # Queries, keys and values, each (B, N, H, D).
 Heads = tuple[jax.Array, jax.Array, jax.Array]
 
 # Flash attention on GPUs breaks even with an unfused softmax at 150 to 200 tokens
-# (Dao-AILab/flash-attention#591); from there on it saves the memory of the maps.
+# (Dao-AILab/flash-attention#591); at longer sequences it saves the memory of the maps.
 MIN_CUDNN_TOKENS = 192
-# cuDNN's limit before Hopper, for training as well.
+# cuDNN's limit on GPUs before Hopper, for training as well.
 MAX_CUDNN_WIDTH = 128
 
 
@@ -38,7 +38,7 @@ def weighted_values(weights: jax.Array, value: jax.Array) -> jax.Array:
 
 
 def plain_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """The definition, which writes the maps to memory."""
+    """The definition; it writes the maps to memory."""
     return weighted_values(attention_weights(query, key), value)
 
 
@@ -47,9 +47,10 @@ def cudnn_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.A
     if not fits_cudnn(query):
         raise ValueError(
             "cuDNN attends in bfloat16 or float16, with a head width up to 128 that 8 divides; "
-            f'found queries {query.dtype}{list(query.shape)}: use lowering="plain"'
+            f"found queries {query.dtype}{list(query.shape)}: use "
+            'lowerings.override(attention="plain")'
         )
-    # Never with a bias or a mask: those restrict the lengths that can be trained.
+    # No bias and no mask, ever: they restrict the lengths that cuDNN can differentiate.
     return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
 
 
@@ -61,35 +62,37 @@ LOWERINGS: dict[str, Lowering] = {
 }
 
 
-def attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, *, lowering: str | None = None
-) -> jax.Array:
+def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """Scaled dot-product attention without mask, bias or dropout.
+
+    The lowering is the fastest one on the platform compiled for, at this shape and dtype, or the
+    key of `LOWERINGS` that `lowerings.override(attention=...)` names: "plain" runs anywhere,
+    "cudnn" on NVIDIA GPUs, "pallas" on TPUs; "in_groups" is for CPUs.
 
     Args:
       query: (B, N, H, D), floating.
       key: same shape and dtype.
       value: same shape and dtype.
-      lowering: a key of `LOWERINGS`: "plain" anywhere, "cudnn" on NVIDIA GPUs, "pallas" on TPUs,
-        "in_groups" for CPUs; None for the fastest on the platform compiled for, at this shape and
-        dtype. It overrules `lowerings.override`.
 
     Returns:
       (B, N, H, D), in the dtype of `query`.
 
     Raises:
-      ValueError: an unknown lowering, or one that does not support the shape or dtype.
+      ValueError: an override names an unknown lowering, or one that does not support the shape or
+        dtype.
     """
-    lowering = lowering or lowerings.chosen("attention")
-    if lowering is not None:
-        return lowerings.lookup("attention", lowering, LOWERINGS)(query, key, value)
+    name = lowerings.chosen("attention")
+    if name is not None:
+        return lowerings.lookup("attention", name, LOWERINGS)(query, key, value)
     fastest = _fastest(query)
     return lowerings.by_platform(query, key, value, default=plain_attention, **fastest)
 
 
 def _fastest(query: jax.Array | jax.ShapeDtypeStruct) -> dict[str, Lowering]:
-    """By platform, the lowering that is faster than the plain one for such queries (B, N, H, D)."""
+    """The lowering of each platform that beats the plain one for such queries (B, N, H, D)."""
     fastest: dict[str, Lowering] = {"cpu": attention_in_groups}
+    if not lowerings.is_known(query.shape[0]):
+        return fastest
     if attention_tpu.supports(query):
         fastest["tpu"] = attention_tpu.attention
     if query.shape[1] >= MIN_CUDNN_TOKENS and fits_cudnn(query) and _has_cuda():
@@ -98,7 +101,7 @@ def _fastest(query: jax.Array | jax.ShapeDtypeStruct) -> dict[str, Lowering]:
 
 
 def self_attention(heads: int, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """`attention` of the `projected_heads`, with as few copies between them as the platform can do.
+    """`attention` of `project_heads`, with as few copies in between as the platform allows.
 
     Args:
       heads: H.
@@ -110,26 +113,28 @@ def self_attention(heads: int, x: jax.Array, kernel: jax.Array, bias: jax.Array)
       (B, N, H, D), in the dtype of `x`.
     """
     in_groups = functools.partial(_attention_in_groups, heads)
-    chosen = lowerings.chosen("attention")
-    if chosen == "in_groups":
+    name = lowerings.chosen("attention")
+    if name == "in_groups":
         return in_groups(x, kernel, bias)
-    if chosen is not None:
-        return attention(*projected_heads(heads, x, kernel, bias))
+    if name is not None:
+        return attention(*project_heads(heads, x, kernel, bias))
 
-    def mixed_by(lowering: Lowering, project: Callable[..., Heads]) -> Callable[..., jax.Array]:
+    def after(project: Callable[..., Heads], lowering: Lowering) -> Callable[..., jax.Array]:
         return lambda *operands: lowering(*project(heads, *operands))
 
     batch, tokens, width = x.shape
     fastest = _fastest(jax.ShapeDtypeStruct((batch, tokens, heads, width // heads), x.dtype))
-    branches = {name: mixed_by(found, _joint_projection) for name, found in fastest.items()}
+    branches = {
+        platform: after(_joint_projection, lowering) for platform, lowering in fastest.items()
+    }
     branches["cpu"] = in_groups
-    branches["tpu"] = mixed_by(fastest.get("tpu", plain_attention), _separate_projections)
-    default = mixed_by(plain_attention, _joint_projection)
+    branches["tpu"] = after(_separate_projections, fastest.get("tpu", plain_attention))
+    default = after(_joint_projection, plain_attention)
     return lowerings.by_platform(x, kernel, bias, default=default, **branches)
 
 
-def projected_heads(heads: int, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> Heads:
-    """Queries, keys and values (B, N, H, D) from tokens (B, N, C), all of one dtype.
+def project_heads(heads: int, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> Heads:
+    """Queries, keys and values, each (B, N, H, D), of tokens (B, N, C).
 
     Args:
       heads: H.
@@ -156,22 +161,20 @@ def _joint_projection(heads: int, x: jax.Array, kernel: jax.Array, bias: jax.Arr
 def _projection(heads: int, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     """Queries, keys and values in one array (B, N, 3, H, D)."""
     batch, tokens, width = x.shape
-    return linear_map(x, kernel, bias).reshape(batch, tokens, 3, heads, width // heads)
+    return linear(x, kernel, bias).reshape(batch, tokens, 3, heads, width // heads)
 
 
 def _attention_in_groups(heads: int, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    return attention_of_projection(_projection(heads, x, kernel, bias))
+    return attention_in_groups(_projection(heads, x, kernel, bias))
 
 
 def _separate_projections(heads: int, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> Heads:
-    """Three products, whose results the TPU compiler writes as the kernel reads them; slices of one
-    would be copied.
+    """Three products: the TPU compiler writes their results as the kernel reads them, and would
+    copy slices of a single one.
     """
     batch, tokens, width = x.shape
     query, key, value = (
-        linear_map(x, columns, shift, behind_kernel=True).reshape(
-            batch, tokens, heads, width // heads
-        )
+        linear(x, columns, shift, behind_kernel=True).reshape(batch, tokens, heads, width // heads)
         for columns, shift in zip(jnp.split(kernel, 3, 1), jnp.split(bias, 3), strict=True)
     )
     return query, key, value
@@ -187,7 +190,7 @@ def fits_cudnn(query: jax.Array | jax.ShapeDtypeStruct) -> bool:
 
 @functools.cache
 def _has_cuda() -> bool:
-    """Whether this process has an NVIDIA GPU; cuDNN's attention cannot even be traced without."""
+    """Whether this process has an NVIDIA GPU; without one, cuDNN's attention cannot be traced."""
     try:
         return bool(jax.devices("cuda"))
     except RuntimeError:

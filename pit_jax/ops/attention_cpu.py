@@ -1,9 +1,9 @@
-"""Attention on CPUs: a few images at a time, so that their logits stay in the cache.
+"""Attention on CPUs: a group of images at a time, so that their logits stay in the cache.
 
-All of a batch at once, the logits of PiT's first stage are hundreds of megabytes, which go to main
-memory and back several times; one image's are two megabytes a head. Those of the later stages are
-small, and a product over several images keeps more threads busy than one. The gradient computes
-the logits anew, group by group, rather than read them from memory.
+In PiT's first stage the logits of a batch are hundreds of megabytes, which go to main memory and
+back several times; those of one image are two megabytes a head. In the later stages logits are
+small, and a product over several images keeps more threads busy than over one. The gradient
+recomputes the logits, group by group, instead of reading them from memory.
 
 Letters: B batch, N tokens, H heads, D head width.
 """
@@ -14,42 +14,39 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pit_jax.ops.sharded_kernel import per_batch_shard
+from pit_jax.ops import lowerings
+from pit_jax.ops.batch_shards import per_batch_shard
 
 # Queries, keys and values, each (B, N, H, D), or all three in one array (B, N, 3, H, D).
 Operands = tuple[jax.Array, ...]
 
-# Bytes of float32 logits that a group of images may have, unless it is one image.
+# Largest size of the float32 logits of a group of several images, in bytes.
 _GROUP_BYTES = 8 << 20
-# Of so many tokens, one half of the queries after the other is a fifth faster than all at once.
+# At these lengths, two halves of the queries in turn are 20 % faster than all at once.
 _TOKENS_IN_HALVES = range(257, 513)
 
 
-def attention_in_groups(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """softmax(q k^T / sqrt(D)) v, (B, N, H, D) each and out; logits and softmax in float32."""
-    return _attention(query, key, value)
-
-
-def attention_of_projection(qkv: jax.Array) -> jax.Array:
-    """The same of queries, keys and values in one array (B, N, 3, H, D), which spares copies."""
-    return _attention(qkv)
-
-
 @jax.custom_vjp
-def _attention(*operands: jax.Array) -> jax.Array:
+def attention_in_groups(*operands: jax.Array) -> jax.Array:
+    """softmax(q k^T / sqrt(D)) v, (B, N, H, D); logits and softmax in float32.
+
+    Args:
+      *operands: queries, keys and values, each (B, N, H, D); or all three in one array
+        (B, N, 3, H, D), which saves copies.
+    """
     (mixed,) = per_batch_shard(_mix_groups, *operands)
     return mixed
 
 
 def _forward(*operands: jax.Array) -> tuple[jax.Array, Operands]:
-    return _attention(*operands), operands
+    return attention_in_groups(*operands), operands
 
 
 def _backward(operands: Operands, gradient: jax.Array) -> Operands:
     return tuple(per_batch_shard(_transpose_groups, *operands, gradient))
 
 
-_attention.defvjp(_forward, _backward)
+attention_in_groups.defvjp(_forward, _backward)
 
 
 def _mix_groups(*operands: jax.Array) -> tuple[jax.Array, ...]:
@@ -57,7 +54,7 @@ def _mix_groups(*operands: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def _transpose_groups(*operands_and_gradient: jax.Array) -> Operands:
-    """Gradients of the operands, from those and the gradient of the result."""
+    """Gradients of the operands, given the operands and the gradient of the result."""
 
     def transpose(*group: jax.Array) -> Operands:
         *operands, gradient = group
@@ -70,12 +67,10 @@ def _transpose_groups(*operands_and_gradient: jax.Array) -> Operands:
 def _by_group(
     compute: Callable[..., tuple[jax.Array, ...]], arrays: Sequence[jax.Array]
 ) -> tuple[jax.Array, ...]:
-    """Of as many images at a time as may be and divide the batch; of one without its axis."""
+    """Computes group after group of images. A group of one image has no batch axis."""
     batch, tokens, heads = arrays[0].shape[0], arrays[0].shape[1], arrays[0].shape[-2]
-    most = max(_GROUP_BYTES // (4 * heads * tokens**2), 1)
-    divisors = [number for number in range(1, min(most, batch) + 1) if batch % number == 0]
-    size = max(divisors, default=batch)
-    if size == batch:
+    size = _group_size(batch, max(_GROUP_BYTES // (4 * heads * tokens**2), 1))
+    if lowerings.is_known(batch) and size == batch:
         return compute(*arrays)
     if size > 1:
         arrays = [array.reshape(-1, size, *array.shape[1:]) for array in arrays]
@@ -87,22 +82,30 @@ def _by_group(
             for result, part in zip(results, computed, strict=True)
         )
 
-    # What the loop overwrites: as zeros, the compiler would make it once for all layers, and copy
-    # it for each of them before the first has begun.
+    # Filled with a traced value, not zeros: XLA would share one zero array between layers and copy
+    # it for each.
     shapes = jax.eval_shape(compute, *(array[0] for array in arrays))
     value = arrays[0].reshape(-1)[0]
-    room = tuple(jnp.full((batch // size, *of.shape), value, of.dtype) for of in shapes)
-    results = lax.fori_loop(0, batch // size, advance, room)
+    empty = tuple(jnp.full((batch // size, *one.shape), value, one.dtype) for one in shapes)
+    results = lax.fori_loop(0, batch // size, advance, empty)
     return tuple(result.reshape(batch, *result.shape[1 + (size > 1) :]) for result in results)
 
 
+def _group_size(batch: int, most: int) -> int:
+    """The largest divisor of the batch size up to `most`; 1 if the batch size is a symbol."""
+    if not lowerings.is_known(batch):
+        return 1
+    divisors = [number for number in range(1, min(most, batch) + 1) if batch % number == 0]
+    return max(divisors, default=batch)
+
+
 def _mix(*operands: jax.Array) -> jax.Array:
-    """Attention in a few images or in one, (..., N, H, D)."""
+    """Attention within each image of a group, (..., N, H, D)."""
     if len(operands) == 1:
         (qkv,) = operands
         operands = tuple(qkv[..., part, :, :] for part in range(3))
-    # Scaling the queries instead of the logits, and dividing what is mixed instead of the weights,
-    # spares two passes over the largest arrays.
+    # Scaling the queries instead of the logits, and dividing the sums of values instead of the
+    # weights, saves two passes over the largest arrays.
     query, key, value = (operand.swapaxes(-3, -2) for operand in operands)
     query = query.astype(jnp.float32) * query.shape[-1] ** -0.5
     key = key.astype(jnp.float32)

@@ -1,60 +1,55 @@
 """Attention for TPUs: a Pallas kernel that keeps the attention maps of an image in VMEM.
 
 PiT's sequences are short: all keys of a head fit in VMEM, and so does the map of a block of
-queries. The kernel therefore computes whole softmax rows, never an online one, and writes no map to
-HBM. The backward pass computes the map again from the queries, the keys and the logarithm of each
-softmax's denominator.
+queries. The kernel therefore computes whole softmax rows, without an online softmax, and writes no
+map to HBM. The backward pass recomputes the map from the queries, the keys and the logarithm of
+each softmax's denominator.
 
 Letters: B batch, N tokens, H heads, D head width. Kernels see (B, H, D, N): tokens lie in lanes, so
-that a map is (keys, queries), the softmax reduces over sublanes and no operand is transposed but
-the keys and values of the map's own products.
+that a map is (keys, queries), the softmax reduces over sublanes, and only the keys and values of
+the map's own products are transposed. `to_x` is the gradient with respect to x.
 """
 
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pit_jax.ops.sharded_kernel import per_batch_shard
+from pit_jax.ops.batch_shards import per_batch_shard
+from pit_jax.ops.tpu import LANES, SMALL_VMEM_BYTES, Ref, dot
 
-# Of a register; it has 8 rows of them, of float32.
-LANES = 128
-# Bytes of VMEM for one program: every TPU has them.
-VMEM_BYTES = 16 * 2**20
-# Of those, for operands; maps take the rest.
+# Bytes of VMEM for operands; maps take the rest.
 MAX_OPERAND_BYTES = 7 * 2**20
-# All in registers of 8 x 128 values. Larger maps are computed in blocks of queries: the backward
-# pass has five at a time.
+# Sizes of maps, in registers of 8 x 128 float32 values.
+# The largest map: larger ones are computed in blocks of queries. The backward pass holds five.
 _MAP_REGISTERS = 600
-# The maps of one program, which bounds the time it takes to compile, and of one group of heads,
-# whose phases are interleaved to hide latencies.
+# All maps of one program, which bounds its compile time; and of one group of heads, whose phases
+# are interleaved to hide latencies.
 _PROGRAM_REGISTERS = 2048
 _GROUP_REGISTERS = 320
 _LOG2_E = math.log2(math.e)
 _COMPILER_PARAMS = pltpu.CompilerParams(
     dimension_semantics=("parallel", "parallel", "arbitrary"),
-    # Said here, so that what the program leaves to XLA's fusions does not bound the kernels.
-    vmem_limit_bytes=VMEM_BYTES,
+    # Explicit: otherwise the share of VMEM that XLA leaves to its fusions would limit the kernels.
+    vmem_limit_bytes=SMALL_VMEM_BYTES,
 )
 
-# A block of an operand or a result in VMEM.
-Ref = Any
 # Matrix products of one head, each (keys, queries).
 Products = tuple[jax.Array, ...]
 
 
 class Plan(NamedTuple):
-    """How a program is cut out of the work.
+    """The share of the work that one program does.
 
     Attributes:
-      heads: in a program.
+      heads: of a program.
       group: heads whose operations are interleaved.
-      queries: in a program; all of them, or a multiple of 128.
+      queries: of a program; all of them, or a multiple of 128.
     """
 
     heads: int
@@ -63,12 +58,14 @@ class Plan(NamedTuple):
 
 
 def operand_bytes(tokens: int, width: int, dtype: jnp.dtype) -> int:
-    """VMEM for one head: eight operands and results of the backward pass, each held twice."""
+    """Bytes of VMEM for one head: eight operands and results of the backward pass, each held twice
+    (double buffering).
+    """
     return 16 * width * pl.cdiv(tokens, LANES) * LANES * jnp.dtype(dtype).itemsize
 
 
-def _map(tokens: int) -> tuple[int, int]:
-    """Queries of a block, and the registers of its map of (keys, queries)."""
+def _query_block(tokens: int) -> tuple[int, int]:
+    """Number of queries in a block, and of registers of its map (keys, queries)."""
     rows, columns = pl.cdiv(tokens, 8), pl.cdiv(tokens, LANES)
     if rows * columns <= _MAP_REGISTERS:
         return tokens, rows * columns
@@ -77,8 +74,8 @@ def _map(tokens: int) -> tuple[int, int]:
 
 
 def plan(tokens: int, heads: int, width: int, dtype: jnp.dtype) -> Plan:
-    """The cut for a sequence length: short sequences need many heads at once to fill the units."""
-    queries, registers = _map(tokens)
+    """Plan for a sequence length: short sequences need many heads at once to fill the units."""
+    queries, registers = _query_block(tokens)
     divisors = [n for n in range(1, heads + 1) if heads % n == 0]
     most = min(
         _PROGRAM_REGISTERS // registers, MAX_OPERAND_BYTES // operand_bytes(tokens, width, dtype)
@@ -90,17 +87,19 @@ def plan(tokens: int, heads: int, width: int, dtype: jnp.dtype) -> Plan:
     return Plan(in_program, in_group, queries)
 
 
-def whole_image(tokens: int, heads: int) -> Plan:
-    """The cut for programs that have all heads of an image; the maps of one may still come in
-    blocks of queries, one after the other.
+def whole_image_plan(tokens: int, heads: int) -> Plan:
+    """Plan for programs that have all heads of an image. Maps may still be computed in blocks of
+    queries, one after the other.
     """
-    queries, registers = _map(tokens)
+    queries, registers = _query_block(tokens)
     most = max(_GROUP_REGISTERS // registers, 1)
     return Plan(heads, max(n for n in range(1, heads + 1) if heads % n == 0 and n <= most), queries)
 
 
 def supports(query: jax.Array | jax.ShapeDtypeStruct) -> bool:
-    """Whether the kernel takes such queries (B, N, H, D), their keys and values alike."""
+    """Whether the kernel takes queries (B, N, H, D) of this shape and dtype, with like keys and
+    values.
+    """
     tokens, width = query.shape[1], query.shape[3]
     if query.dtype not in (jnp.bfloat16, jnp.float32) or width % 16:
         return False
@@ -110,19 +109,25 @@ def supports(query: jax.Array | jax.ShapeDtypeStruct) -> bool:
 def attention(
     query: jax.Array, key: jax.Array, value: jax.Array, *, interpret: bool = False
 ) -> jax.Array:
-    """Attention of (B, N, H, D), as `pit_jax.ops.attention.attention`.
+    """Scaled dot-product attention, like `pit_jax.ops.attention.attention`.
 
     Args:
-      query: bfloat16 or float32; `supports` says whether its shape will do.
-      key, value: likewise, of the same shape.
-      interpret: runs the kernel off TPUs, slowly, operation by operation.
+      query: (B, N, H, D), bfloat16 or float32, of a shape that `supports` accepts.
+      key, value: same shape and dtype.
+      interpret: runs the kernel on other platforms, slowly, operation by operation.
+
+    Returns:
+      (B, N, H, D), in the dtype of `query`.
+
+    Raises:
+      ValueError: operands of different shapes, or of one that `supports` refuses.
     """
     if not query.shape == key.shape == value.shape or not supports(query):
         raise ValueError(
             "the TPU kernel attends within one sequence that fits in VMEM, in bfloat16 or float32, "
             "with a head width that 16 divides; found queries "
             f"{query.dtype}{list(query.shape)}, keys {list(key.shape)} and values "
-            f'{list(value.shape)}: use lowering="plain"'
+            f'{list(value.shape)}: use lowerings.override(attention="plain")'
         )
     operands = (x.transpose(0, 2, 3, 1) for x in (query, key, value))  # (B, H, D, N)
     return _attention(*operands, interpret).transpose(0, 3, 1, 2)
@@ -149,11 +154,11 @@ def _attention_backward(
 _attention.defvjp(_attention_forward, _attention_backward)
 
 
-# Under `jit`, layers of one shape share one trace of a kernel.
+# Under `jit`, layers of one shape share one trace of the kernel.
 @functools.partial(jax.jit, static_argnums=0)
 def _forward(interpret: bool, *operands: jax.Array) -> Sequence[jax.Array]:
-    """Queries, keys and values to outputs (B, H, D, N) and the base-2 logarithms (B, H, 1, N) of
-    the softmax's denominators.
+    """Outputs (B, H, D, N), and base-2 logarithms (B, H, 1, N) of the softmax's denominators, of
+    queries, keys and values (B, H, D, N).
     """
     dtype = operands[0].dtype
     call = _Call(operands[0], "forward", interpret)
@@ -163,8 +168,8 @@ def _forward(interpret: bool, *operands: jax.Array) -> Sequence[jax.Array]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _backward(interpret: bool, *operands: jax.Array) -> Sequence[jax.Array]:
-    """Queries, keys, values, outputs, logarithms and the outputs' gradients to the gradients of
-    queries, keys and values, each (B, H, D, N).
+    """Gradients of queries, keys and values, each (B, H, D, N), from these, the outputs, their
+    logarithms and their gradient.
     """
     dtype = operands[0].dtype
     call = _Call(operands[0], "backward", interpret)
@@ -173,7 +178,7 @@ def _backward(interpret: bool, *operands: jax.Array) -> Sequence[jax.Array]:
 
 
 class _Call:
-    """Makes `pallas_call`s for one shape (B, H, D, N) of queries."""
+    """Builder of `pallas_call`s for one shape (B, H, D, N) of queries."""
 
     def __init__(self, query: jax.Array, direction: str, interpret: bool):
         _, self.heads, self.width, self.tokens = query.shape
@@ -182,7 +187,7 @@ class _Call:
         self.interpret = interpret
 
     def spec(self, kind: str) -> pl.BlockSpec:
-        """Of queries ("q"), keys and values ("k") or denominators ("l")."""
+        """Block of queries ("q"), of keys or values ("k"), or of denominators ("l")."""
         rows = 1 if kind == "l" else self.width
         if kind == "k":
             shape = (1, self.plan.heads, rows, self.tokens)
@@ -197,8 +202,8 @@ class _Call:
         outputs: list[tuple[str, jnp.dtype]],
         sums: int = 0,
     ) -> Callable[..., Sequence[jax.Array]]:
-        """A function of arrays of the kinds `inputs`, for any batch size; its kernel keeps `sums`
-        sums over blocks of queries, where there are several.
+        """A function of arrays of the kinds `inputs`, for any batch size. Where there are several
+        blocks of queries, its kernel keeps `sums` sums over them.
         """
         blocks = pl.cdiv(self.tokens, self.plan.queries)
         summed = pltpu.VMEM((self.plan.heads, self.width, self.tokens), jnp.float32)
@@ -223,23 +228,13 @@ class _Call:
         return call
 
 
-def dot(left: jax.Array, right: jax.Array, axes: tuple[int, int]) -> jax.Array:
-    """Matrix product accumulated in float32, contracting one axis of each."""
-    dimensions = (((axes[0],), (axes[1],)), ((), ()))
-    # Products of bfloat16 are exact in float32, and Mosaic refuses to be asked for more.
-    precision = jax.lax.Precision.DEFAULT if left.dtype == jnp.bfloat16 else None
-    return jax.lax.dot_general(
-        left, right, dimensions, precision=precision, preferred_element_type=jnp.float32
-    )
-
-
 def _in_groups(
     plan: Plan,
     start: Callable[[int], Products],
     finish: Callable[[list[int], list[Products]], None],
 ) -> None:
-    """Runs `start` for each head and `finish` for each group of them, a group's start before the
-    end of the one before: its matrix products then run beside that one's softmax.
+    """Runs `start` for each head and `finish` for each group of heads. A group starts before the
+    previous one finishes: its matrix products run beside the other's softmax.
     """
     groups = [list(range(h, h + plan.group)) for h in range(0, plan.heads, plan.group)]
     started = [start(h) for h in groups[0]]
@@ -249,7 +244,13 @@ def _in_groups(
 
 
 def attend(plan: Plan, tokens: int, *refs: Ref) -> None:
-    """Blocks (1, heads, D or 1, queries or all tokens) of the operands, then of the results."""
+    """Kernel of the forward pass.
+
+    Args:
+      plan: its share of the work.
+      tokens: N.
+      *refs: blocks (1, heads, D or 1, queries or all tokens) of the operands, then of the results.
+    """
     query, key, value, out, log_sum = refs
     width = query.shape[2]
     scale = width**-0.5 * _LOG2_E
@@ -275,26 +276,32 @@ def attend(plan: Plan, tokens: int, *refs: Ref) -> None:
 
 
 def attend_backward(plan: Plan, tokens: int, *refs: Ref, block: int | None = None) -> None:
-    """Blocks as in `attend`; the results are gradients of queries, keys and values. Whose blocks
-    of queries are not the grid's says which one it is, and that the references end with it.
+    """Kernel of the backward pass; the results are gradients of queries, keys and values.
+
+    Args:
+      plan: as in `attend`.
+      tokens: N.
+      *refs: blocks as in `attend`, then the sums over blocks of queries, if there are several.
+      block: index of the block of queries when the caller, not the grid, iterates over blocks; its
+        references then end with the sequence.
     """
     query, key, value, out, log_sum, gradient, to_query, to_key, to_value, *sums = refs
     scale = query.shape[2] ** -0.5
     in_blocks = plan.queries < tokens
-    of_grid = in_blocks and block is None
-    number: int | jax.Array = pl.program_id(2) if of_grid else block or 0
+    grid_blocks = in_blocks and block is None
+    number: int | jax.Array = pl.program_id(2) if grid_blocks else block or 0
 
     def load(ref: Ref, h: int) -> jax.Array:
-        if not of_grid:
+        if not grid_blocks:
             return ref[0, h]
-        # The last block reaches past the sequence, where anything may be, NaN included.
+        # The last block reaches past the sequence, where memory may hold anything, NaN included.
         place = jax.lax.broadcasted_iota(jnp.int32, ref.shape[2:], 1) + number * plan.queries
         return jnp.where(place < tokens, ref[0, h], jnp.zeros((), ref.dtype))
 
     def add(ref: Ref, h: int, part: jax.Array) -> None:
         if in_blocks:
             so_far = sums[ref is to_value]
-            if of_grid:
+            if grid_blocks:
                 part = jnp.where(number == 0, part, so_far[h] + part)
             elif number:
                 part = so_far[h] + part
@@ -306,7 +313,7 @@ def attend_backward(plan: Plan, tokens: int, *refs: Ref, block: int | None = Non
         return logits, dot(value[0, h], load(gradient, h), (0, 0))
 
     def finish(heads: list[int], products: list[Products]) -> None:
-        means = [  # of the map's gradient under the map
+        means = [  # means of the map's gradient, weighted by the map
             (load(gradient, h) * load(out, h).astype(jnp.float32)).sum(0, keepdims=True)
             for h in heads
         ]

@@ -1,9 +1,9 @@
 """The exact GELU x * Phi(x), its lowerings, and the choice between them.
 
-Phi is the normal distribution function. jax.nn.gelu(x, approximate=False) computes it by erfc, two
-branches of some forty operations each, and keeps intermediates for its gradient; here Phi costs
-half a dozen to a dozen operations, and the gradient Phi(x) + x * phi(x) is computed anew from x,
-which is all that is kept.
+Phi is the normal distribution function. `jax.nn.gelu(x, approximate=False)` computes it by erfc,
+two branches of some forty operations each, and keeps intermediates for its gradient. Here Phi costs
+half a dozen to a dozen operations, and only x is kept: the gradient Phi(x) + x * phi(x) is
+recomputed from it.
 """
 
 import functools
@@ -15,23 +15,24 @@ import jax.numpy as jnp
 from jax import lax
 
 from pit_jax.ops import lowerings
+from pit_jax.ops.precision import at_least_float32
 
 Lowering = Callable[[jax.Array], jax.Array]
 
 # Phi(x) = (1 + tanh(x * p(x^2))) / 2, constant term first. Fitted to x * Phi(x) over [-7, 7] by
-# iteratively reweighted least squares; the largest error is 3.1e-6, that of the tanh form found
-# elsewhere, whose p has two terms, 4.7e-4. The last coefficient is positive, so that the argument
-# grows without bound on both sides.
+# iteratively reweighted least squares. The largest error is 3.1e-6; the usual tanh form, whose p
+# has two terms, is off by 4.7e-4. The last coefficient is positive, so that the argument grows
+# without bound on both sides.
 COEFFICIENTS = (7.97827577e-1, 3.64699307e-2, -1.25476162e-4, -3.04672057e-5, 1.11263212e-6)
 
 
 def _phi_erf(x: jax.Array) -> jax.Array:
-    """The distribution function to float32 rounding."""
+    """Distribution function, to float32 rounding."""
     return 0.5 + 0.5 * lax.erf(x * math.sqrt(0.5))
 
 
 def _phi_polynomial(x: jax.Array) -> jax.Array:
-    """The distribution function to what bfloat16 can hold of x * Phi(x)."""
+    """Distribution function, to the precision at which bfloat16 holds x * Phi(x)."""
     square = x * x
     value = jnp.full_like(x, COEFFICIENTS[-1])
     for coefficient in COEFFICIENTS[-2::-1]:
@@ -39,14 +40,9 @@ def _phi_polynomial(x: jax.Array) -> jax.Array:
     return 0.5 + 0.5 * jnp.tanh(x * value)
 
 
-def wide(x: jax.Array) -> jax.Array:
-    """In float32, or float64 where that is the input's."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _gelu(x: jax.Array, distribution: Lowering) -> jax.Array:
-    x_wide = wide(x)
+    x_wide = at_least_float32(x)
     return (x_wide * distribution(x_wide)).astype(x.dtype)
 
 
@@ -55,7 +51,7 @@ def _forward(x: jax.Array, distribution: Lowering) -> tuple[jax.Array, jax.Array
 
 
 def _backward(distribution: Lowering, x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
-    x_wide = wide(x)
+    x_wide = at_least_float32(x)
     # Beyond this the density is zero in float32; squares must not overflow to zero times infinity.
     bounded = jnp.clip(x_wide, -16.0, 16.0)
     density = math.sqrt(0.5 / math.pi) * jnp.exp(-0.5 * bounded * bounded)
@@ -67,17 +63,17 @@ _gelu.defvjp(_forward, _backward)
 
 
 def from_library(x: jax.Array) -> jax.Array:
-    """JAX's own, which the others are tested against; has forward-mode derivatives too."""
+    """JAX's own GELU, the reference of the tests; it has forward-mode derivatives, too."""
     return jax.nn.gelu(x, approximate=False)
 
 
 def by_erf(x: jax.Array) -> jax.Array:
-    """Exact to the rounding of float32, as PyTorch computes it."""
+    """GELU exact to the rounding of float32, as PyTorch computes it."""
     return _gelu(x, _phi_erf)
 
 
 def by_polynomial(x: jax.Array) -> jax.Array:
-    """Exact to the rounding of bfloat16, off by at most 4e-6 in float32."""
+    """GELU exact to the rounding of bfloat16, off by at most 4e-6 in float32."""
     return _gelu(x, _phi_polynomial)
 
 
@@ -88,21 +84,20 @@ LOWERINGS: dict[str, Lowering] = {
 }
 
 
-def gelu(x: jax.Array, *, lowering: str | None = None) -> jax.Array:
+def gelu(x: jax.Array) -> jax.Array:
     """x * Phi(x), elementwise, with a gradient that recomputes; the arithmetic is float32.
+
+    The lowering is the cheapest one that is exact in the dtype of `x`, or the key of `LOWERINGS`
+    that `lowerings.override(gelu=...)` names.
 
     Args:
       x: floating, of any shape.
-      lowering: a key of `LOWERINGS`, which overrules `lowerings.override`; None for the cheapest
-        that is exact in the dtype of `x`.
 
     Returns:
       As `x`.
 
     Raises:
-      ValueError: an unknown lowering.
+      ValueError: an override names an unknown lowering.
     """
-    lowering = lowering or lowerings.chosen("gelu")
-    if lowering is None:
-        lowering = "polynomial" if x.dtype == jnp.bfloat16 else "erf"
-    return lowerings.lookup("gelu", lowering, LOWERINGS)(x)
+    default = "polynomial" if x.dtype == jnp.bfloat16 else "erf"
+    return lowerings.lookup("gelu", lowerings.chosen("gelu") or default, LOWERINGS)(x)

@@ -1,10 +1,10 @@
-"""Linear layers whose bias has its gradient from the matrix unit.
+"""Linear layers whose bias gets its gradient from the matrix unit.
 
-The gradient of a bias is a sum over all tokens of the batch. Where the TPU compiler cannot make it
-part of the program that computes what is summed, it is one more pass over an activation, which
-costs more than the layer's own products; as a product with ones it is cheap. It reads the
-activation once more, though, so that it takes the place of the sum only where that was measured to
-pay (docs/performance.md), and not on CPUs, where the sum is the faster of the two.
+The gradient of a bias is a sum over all tokens of the batch. Where the TPU compiler cannot fuse it
+with the computation of the summands, it is one more pass over an activation and costs more than the
+layer's own products. As a product with ones it is cheap, but reads the activation once more. The
+product therefore replaces the sum only where it was measured to be faster (docs/performance.md),
+and never on CPUs, where the sum is.
 """
 
 import functools
@@ -13,19 +13,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from pit_jax.ops import lowerings
 
 Lowering = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-# From (D,) and a shape, that vector at every place of the shape.
-Spread = Callable[[jax.Array, tuple[int, ...]], jax.Array]
+# Broadcasts (D,) to (*shape, D).
+Broadcast = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 
 _COLUMNS = 8
-# A product pays for sequences of so many rows: always behind a kernel, up to so many otherwise, in
-# layers that widen.
+# Sequence lengths at which the product is faster: from this one if a Pallas kernel computes the
+# incoming gradient, and up to that one otherwise, in layers that widen.
 _MIN_ROWS = 128
 _MAX_WIDENING_ROWS = 511
 
@@ -36,13 +35,13 @@ def from_library(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
-def _linear(x: jax.Array, kernel: jax.Array, bias: jax.Array, spread: Spread) -> jax.Array:
-    del spread
+def _linear(x: jax.Array, kernel: jax.Array, bias: jax.Array, broadcast: Broadcast) -> jax.Array:
+    del broadcast
     return from_library(x, kernel, bias)
 
 
 def _differential(
-    spread: Spread, primals: tuple[jax.Array, ...], tangents: tuple[Any, ...]
+    broadcast: Broadcast, primals: tuple[jax.Array, ...], tangents: tuple[Any, ...]
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel, bias = primals
     to_x, to_kernel, to_bias = tangents
@@ -52,7 +51,7 @@ def _differential(
     if not isinstance(to_kernel, SymbolicZero):
         parts.append(x @ to_kernel)
     if not isinstance(to_bias, SymbolicZero):
-        parts.append(spread(to_bias, x.shape[:-1]))
+        parts.append(broadcast(to_bias, x.shape[:-1]))
     out = from_library(x, kernel, bias)
     return out, sum(parts) if parts else jnp.zeros_like(out)
 
@@ -61,15 +60,15 @@ _linear.defjvp(_differential, symbolic_zeros=True)
 
 
 def _by_broadcast(vector: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """(D,) to (*shape, D); its transposition is a sum."""
+    """(D,) to (*shape, D); its transpose is a sum."""
     return jnp.broadcast_to(vector.reshape((1,) * len(shape) + (-1,)), (*shape, vector.size))
 
 
 def _by_product(vector: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The same; its transposition is a product.
+    """(D,) to (*shape, D); its transpose is a matrix product.
 
     Eight columns of ones behind a barrier, though one would do: the TPU compiler sees through plain
-    ones, and through a product with a vector, and sums after all.
+    ones, and through a product with a vector, and computes a sum after all.
     """
     ones = lax.optimization_barrier(jnp.ones((*shape, _COLUMNS), vector.dtype))
     rows = jnp.pad(vector.reshape(1, -1), ((0, _COLUMNS - 1), (0, 0)))
@@ -84,59 +83,44 @@ def _on_tpus_by_product(vector: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     )
 
 
-def _spread(x: jax.Array, kernel: jax.Array, behind_kernel: bool) -> Spread:
+def _fastest(x: jax.Array, kernel: jax.Array, behind_kernel: bool) -> Broadcast:
+    # The rows of a matrix are the batch, not a sequence.
     rows = x.shape[-2] if x.ndim > 2 else 1
     widens = kernel.shape[1] > kernel.shape[0]
-    pays = behind_kernel or (widens and rows <= _MAX_WIDENING_ROWS)
-    return _on_tpus_by_product if pays and rows >= _MIN_ROWS else _by_broadcast
+    product = behind_kernel or (widens and rows <= _MAX_WIDENING_ROWS)
+    return _on_tpus_by_product if product and rows >= _MIN_ROWS else _by_broadcast
 
 
 def by_products(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """The same; the gradients of all three are matrix products."""
+    """x @ kernel + bias; the gradients of all three operands are matrix products."""
     return _linear(x, kernel, bias, _by_product)
 
 
 LOWERINGS: dict[str, Lowering] = {"xla": from_library, "products": by_products}
 
 
-def linear_map(
-    x: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array,
-    *,
-    behind_kernel: bool = False,
-    lowering: str | None = None,
+def linear(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, *, behind_kernel: bool = False
 ) -> jax.Array:
     """x @ kernel + bias.
 
+    The lowering is "products" on TPUs where that is faster, "xla" elsewhere, or the key of
+    `LOWERINGS` that `lowerings.override(linear=...)` names.
+
     Args:
       x: (..., C), floating.
-      kernel: (C, D), of that dtype.
-      bias: (D,), of that dtype.
-      behind_kernel: says that on TPUs a Pallas kernel writes the gradient of what is returned,
-        with which the compiler cannot merge a sum.
-      lowering: a key of `LOWERINGS`, which overrules `lowerings.override`; None for "products" on
-        TPUs where they pay, and "xla" elsewhere.
+      kernel: (C, D), same dtype.
+      bias: (D,), same dtype.
+      behind_kernel: on TPUs, a Pallas kernel computes the gradient of the result, with which the
+        compiler cannot fuse a sum.
 
     Returns:
-      (..., D), of that dtype.
+      (..., D), same dtype.
 
     Raises:
-      ValueError: an unknown lowering.
+      ValueError: an override names an unknown lowering.
     """
-    lowering = lowering or lowerings.chosen("linear")
-    if lowering is None:
-        return _linear(x, kernel, bias, _spread(x, kernel, behind_kernel))
-    return lowerings.lookup("linear", lowering, LOWERINGS)(x, kernel, bias)
-
-
-class Linear(nnx.Linear):
-    """flax's layer with a bias, computed by `linear_map`."""
-
-    bias: nnx.Param[jax.Array]
-
-    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
-        """(..., C) to (..., D), in the layer's dtype."""
-        del out_sharding  # of meshes with explicit axes, which nothing here has
-        operands = (inputs, self.kernel[...], self.bias[...])
-        return linear_map(*(jnp.asarray(operand, self.dtype) for operand in operands))
+    name = lowerings.chosen("linear")
+    if name is None:
+        return _linear(x, kernel, bias, _fastest(x, kernel, behind_kernel))
+    return lowerings.lookup("linear", name, LOWERINGS)(x, kernel, bias)

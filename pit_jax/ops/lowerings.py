@@ -1,17 +1,17 @@
-"""Which lowering an operation uses.
+"""The choice of an operation's lowering.
 
 Every operation with several lowerings chooses one by platform and shape. `override` makes that
-choice for all of a model's operations at once, for measurements and tests:
+choice for all operations of a model, for measurements and tests:
 
     with lowerings.override(pooling="grouped", attention="plain", gelu="xla"):
         compiled = jax.jit(step).lower(state, batch).compile()
 
-Who knows the platform while tracing says so by `compiling_for`, and spares the other platforms'
-lowerings the tracing: the TPU's kernels are a third of all there is to trace.
+If the target platform is known, trace inside `compiling_for(platform)`: the other platforms'
+lowerings are then not traced, and the TPU kernels are a third of all there is to trace.
 
-Both act while a function is traced, and only then: a function that `jax.jit` has already traced for
-these shapes keeps the lowering it was traced with, so give each choice a `jax.jit` of a function of
-its own.
+Both work as decorators, too, and act only while a function is traced. A function that `jax.jit` has
+already traced for these shapes keeps the lowering that it was traced with, so give each choice a
+`jax.jit` of a function of its own.
 """
 
 import contextlib
@@ -27,15 +27,18 @@ Lowering = TypeVar("Lowering")
 
 OPERATIONS = ("attention", "branch", "gelu", "layer_norm", "linear", "patches", "pooling")
 
-# Whose devices are named as `jax.lax.platform_dependent` names them; not so those of GPUs.
+# Platforms of which `jax.Device.platform` is the name in `jax.lax.platform_dependent`. For GPUs it
+# is "gpu", where that function distinguishes "cuda" and "rocm".
 PLATFORMS = ("cpu", "tpu")
 
-_CHOSEN: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar("lowerings")
+_CHOSEN: contextvars.ContextVar[Mapping[str, str | None]] = contextvars.ContextVar("lowerings")
 _PLATFORM: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
 
 
 def chosen(operation: str) -> str | None:
-    """The lowering that an enclosing `override` names for an operation, else None."""
+    """The lowering that the innermost `override` names for an operation; None leaves the choice to
+    the operation.
+    """
     return _CHOSEN.get({}).get(operation)
 
 
@@ -54,12 +57,12 @@ def lookup(operation: str, name: str, known: Mapping[str, Lowering]) -> Lowering
 
 
 @contextlib.contextmanager
-def override(**lowerings: str) -> Iterator[None]:
+def override(**lowerings: str | None) -> Iterator[None]:
     """Makes operations traced inside use the named lowerings; inner overrides win.
 
     Args:
-      lowerings: by operation, one of `OPERATIONS`, a name that the operation knows: it is the
-        operation that refuses one that it does not.
+      lowerings: by operation, one of `OPERATIONS`, the name of a lowering, or None to leave the
+        choice to the operation again. An operation refuses unknown names when it is traced.
 
     Raises:
       ValueError: no such operation.
@@ -79,10 +82,10 @@ def override(**lowerings: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def compiling_for(platform: str) -> Iterator[None]:
-    """Says what for everything traced inside is going to be compiled.
+    """States the platform that everything traced inside will be compiled for.
 
     Args:
-      platform: of a device, `jax.Device.platform`. It says nothing unless it is in `PLATFORMS`.
+      platform: `jax.Device.platform` of the device. Ignored unless in `PLATFORMS`.
     """
     token = _PLATFORM.set(platform if platform in PLATFORMS else None)
     try:
@@ -97,3 +100,12 @@ def by_platform(*operands: Any, default: Callable[..., Any], **branches: Callabl
     if platform is not None:
         return branches.get(platform, default)(*operands)
     return jax.lax.platform_dependent(*operands, default=default, **branches)
+
+
+def is_known(size: Any) -> bool:
+    """Whether a size is a number while tracing, not a symbol of `jax.export.symbolic_shape`.
+
+    Choices that compute with the batch size need the number; with a symbol they fall back to a
+    lowering that does not.
+    """
+    return isinstance(size, int)

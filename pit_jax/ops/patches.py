@@ -1,22 +1,18 @@
-"""Patch embedding: a convolution whose stride divides its window, its lowerings and their chooser.
+"""Patch embedding: a convolution whose stride divides its window, its lowerings, and the choice.
 
 PiT's patches overlap by half, those of ViT and DeiT not at all. Cut into squares as wide as the
-stride, an image is copied once, and each patch is a few whole squares: what is left is a matrix
-product, which CPUs are faster at than at convolutions of three channels. TPUs have their vector
-registers fuller where a row's pixels are channels.
+stride, an image is copied once, and each patch is a few whole squares. What remains is a matrix
+product, which CPUs compute faster than a convolution of three channels. TPUs fill their vector
+registers better where the pixels of a row are channels.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax import lax
-from jax.typing import DTypeLike
 
-from pit_jax.models.initializers import torch_default_init
 from pit_jax.ops import lowerings
 
 # Images, kernel, stride.
@@ -35,8 +31,9 @@ def convolution(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 
 def rows(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """The same with as many pixels of a row side by side in the channels as the stride is wide,
-    which costs TPUs a tenth less and their compiler much less than three channels do.
+    """Convolution with `stride` neighbouring pixels of a row as channels.
+
+    On TPUs it takes a tenth less time than three channels do, and much less time to compile.
 
     Raises:
       ValueError: a patch that is not square or not whole squares of the stride.
@@ -55,7 +52,7 @@ def rows(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 
 def product(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """The same as a product of patches with the kernel, both ordered square by square.
+    """Product of patches with the kernel, both ordered square by square.
 
     Raises:
       ValueError: a patch that is not square or not whole squares of the stride.
@@ -91,41 +88,37 @@ def _check(kernel: jax.Array, stride: int) -> None:
         height, width = kernel.shape[:2]
         raise ValueError(
             f"patches of {height} x {width} pixels are not made of squares of the stride {stride}: "
-            'use lowering="convolution"'
+            'use lowerings.override(patches="convolution")'
         )
 
 
 LOWERINGS: dict[str, Lowering] = {"convolution": convolution, "rows": rows, "product": product}
 
 
-def embedded_patches(
-    images: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array,
-    *,
-    stride: int,
-    lowering: str | None = None,
+def embed_patches(
+    images: jax.Array, kernel: jax.Array, bias: jax.Array, *, stride: int
 ) -> jax.Array:
-    """Projects every patch of an image to a token; pixels left over on the right and below are
-    ignored.
+    """Projects every patch of an image to a token; the pixels left over on the right and at the
+    bottom are ignored.
+
+    Where the stride divides the patch, the lowering is "product" on CPUs and "rows" on TPUs, else
+    "convolution"; or it is the key of `LOWERINGS` that `lowerings.override(patches=...)` names.
 
     Args:
       images: (B, H, W, C), floating.
       kernel: (P, Q, C, D), same dtype.
       bias: (D,), same dtype.
       stride: pixels from one patch to the next.
-      lowering: a key of `LOWERINGS`, which overrules `lowerings.override`; None for "product" on
-        CPUs and "rows" on TPUs where the stride divides the patch, and "convolution" elsewhere.
 
     Returns:
       (B, (H - P) // stride + 1, (W - Q) // stride + 1, D), in the dtype of `images`.
 
     Raises:
-      ValueError: an unknown lowering, or one that cannot cut such patches.
+      ValueError: an override names an unknown lowering, or one that cannot cut such patches.
     """
-    lowering = lowering or lowerings.chosen("patches")
-    if lowering is not None:
-        maps = lowerings.lookup("patches", lowering, LOWERINGS)(images, kernel, stride)
+    name = lowerings.chosen("patches")
+    if name is not None:
+        maps = lowerings.lookup("patches", name, LOWERINGS)(images, kernel, stride)
     elif _divides(kernel, stride):
         maps = lowerings.by_platform(
             images,
@@ -137,42 +130,3 @@ def embedded_patches(
     else:
         maps = convolution(images, kernel, stride)
     return maps + bias.reshape(1, 1, 1, -1)
-
-
-class PatchProjection(nnx.Conv):
-    """flax's convolution of square patches without padding, computed by `embedded_patches` and
-    initialised as PyTorch does by default.
-    """
-
-    bias: nnx.Param[jax.Array]
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        *,
-        patch: int,
-        stride: int,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
-    ):
-        kernel_init, bias_init = torch_default_init(in_features * patch * patch)
-        super().__init__(
-            in_features,
-            out_features,
-            (patch, patch),
-            strides=stride,
-            padding="VALID",
-            kernel_init=kernel_init,
-            bias_init=bias_init,
-            dtype=dtype,
-            rngs=rngs,
-        )
-        self.stride = stride
-
-    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
-        """Images (B, H, W, C) to maps (B, h, w, D), in the layer's dtype."""
-        del out_sharding  # of meshes with explicit axes, which nothing here has
-        operands = (inputs, self.kernel[...], self.bias[...])
-        images, kernel, bias = (jnp.asarray(operand, self.dtype) for operand in operands)
-        return embedded_patches(images, kernel, bias, stride=self.stride)

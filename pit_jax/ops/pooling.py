@@ -1,9 +1,8 @@
 """PiT's spatial token pooling: a 3x3, stride-2 depthwise convolution with a channel multiplier.
 
-One function, three lowerings, one chooser. XLA's grouped convolution is avoided where it is slow:
-its weight gradient takes seconds per layer on CPUs, cuDNN refuses it on GPUs, and on TPUs a dense
-convolution with a block-diagonal kernel keeps the matrix unit busy instead. `grouped_convolution`
-stays as the plain definition that the others are tested against.
+It has three lowerings. XLA's grouped convolution is the definition, and slow: its weight gradient
+takes seconds per layer on CPUs, cuDNN refuses it on GPUs, and on TPUs a dense convolution with a
+block-diagonal kernel keeps the matrix unit busy instead.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pit_jax.ops import lowerings
-from pit_jax.ops.sharded_kernel import per_batch_shard
+from pit_jax.ops.batch_shards import per_batch_shard
 
 WINDOW = 3
 STRIDE = 2
@@ -42,16 +41,12 @@ def grouped_convolution(maps: jax.Array, kernel: jax.Array, bias: jax.Array) -> 
     return pooled + bias.reshape(1, 1, 1, -1)
 
 
-def dense_convolution(maps: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """The same sum as an ungrouped convolution, its kernel zero off each channel's own outputs.
-
-    Devices exchange the kernel's gradient alone, and not that of the zeros.
-    """
-    return _dense_by_shares(maps, kernel, bias)
-
-
 @jax.custom_vjp
-def _dense_by_shares(maps: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+def dense_convolution(maps: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """Ungrouped convolution whose kernel is zero outside of each channel's own outputs.
+
+    Devices exchange the gradient of the kernel alone, not that of the zeros.
+    """
     return _dense(maps, kernel, bias)
 
 
@@ -76,26 +71,27 @@ def _dense_forward(
     return _dense(maps, kernel, bias), (maps, kernel, bias)
 
 
-def _dense_backward(kept: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, ...]:
-    maps, kernel, bias = kept
+def _dense_backward(residuals: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, ...]:
+    maps, kernel, bias = residuals
 
-    def of_share(maps: jax.Array, gradient: jax.Array, *weights: jax.Array) -> Any:
-        of_maps, *of_weights = jax.vjp(_dense, maps, *weights)[1](gradient)
-        return (of_maps,), tuple(of_weights)
+    def on_shard(maps: jax.Array, gradient: jax.Array, *weights: jax.Array) -> Any:
+        to_maps, *to_weights = jax.vjp(_dense, maps, *weights)[1](gradient)
+        return (to_maps,), tuple(to_weights)
 
-    (of_maps,), of_weights = per_batch_shard(
-        of_share, maps, gradient, shared=(kernel, bias), sums=True
+    (to_maps,), to_weights = per_batch_shard(
+        on_shard, maps, gradient, shared=(kernel, bias), sums=True
     )
-    return of_maps, *of_weights
+    return to_maps, *to_weights
 
 
-_dense_by_shares.defvjp(_dense_forward, _dense_backward)
+dense_convolution.defvjp(_dense_forward, _dense_backward)
 
 
 @jax.custom_vjp
 def shifted_sum(maps: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """Nine strided slices times per-channel weights, accumulated in float32: a single elementwise
-    fusion, as is the gradient of the maps.
+    """Sum of nine strided slices times per-channel weights, accumulated in float32.
+
+    It is a single elementwise fusion, as is the gradient of the maps.
     """
     channels = maps.shape[-1]
     weights = _per_channel(kernel, channels)
@@ -112,7 +108,7 @@ def _per_channel(kernel: jax.Array, channels: int) -> jax.Array:
 
 
 def _taps(maps: jax.Array) -> Iterator[tuple[int, int, jax.Array]]:
-    """For each place in the window, (row, column, what all windows have there), float32."""
+    """For each place in the window, (row, column, values of all windows there), float32."""
     out_height, out_width = pooled_size(maps.shape[1]), pooled_size(maps.shape[2])
     padded = jnp.pad(maps, ((0, 0), *PADDING, (0, 0))).astype(jnp.float32)
     for row in range(WINDOW):
@@ -129,26 +125,26 @@ def _shifted_forward(
 
 
 def _shifted_backward(
-    kept: tuple[jax.Array, jax.Array], gradient: jax.Array
+    residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    maps, kernel = kept
+    maps, kernel = residuals
     channels = maps.shape[-1]
-    of_bias = gradient.astype(jnp.float32).sum((0, 1, 2)).astype(gradient.dtype)
+    to_bias = gradient.astype(jnp.float32).sum((0, 1, 2)).astype(gradient.dtype)
     by_channel = gradient.astype(jnp.float32).reshape(*gradient.shape[:3], channels, -1)
-    # Of each place in the window and each of a channel's outputs, a sum over positions (C,); one
-    # sum over (B, H, W, C, M) leaves the short last axis to the vector units.
+    # One sum over positions (C,) for each place in the window and each output of a channel: one sum
+    # over (B, H, W, C, M) would leave the short last axis to the vector units.
     outputs = [by_channel[..., output] for output in range(by_channel.shape[-1])]
     sums = [[(taps * own).sum((0, 1, 2)) for own in outputs] for _, _, taps in _taps(maps)]
-    of_kernel = jnp.stack([jnp.stack(own, axis=-1) for own in sums])
-    of_maps = _spread(by_channel, _per_channel(kernel, channels), maps.shape[1], maps.shape[2])
-    return of_maps.astype(maps.dtype), of_kernel.reshape(kernel.shape).astype(kernel.dtype), of_bias
+    to_kernel = jnp.stack([jnp.stack(own, axis=-1) for own in sums])
+    to_maps = _spread(by_channel, _per_channel(kernel, channels), maps.shape[1], maps.shape[2])
+    return to_maps.astype(maps.dtype), to_kernel.reshape(kernel.shape).astype(kernel.dtype), to_bias
 
 
 def _spread(by_channel: jax.Array, weights: jax.Array, height: int, width: int) -> jax.Array:
-    """Gradient of the maps (B, height, width, C) from (B, H, W, C, M) of the outputs.
+    """Gradient of the maps (B, height, width, C) from that of the outputs (B, H, W, C, M).
 
-    Even positions are in the middle of one window, odd ones on the edges of two: the four parities
-    are computed apart and interleaved, where the transpose of a strided slice would write zeros
+    Even positions are in the middle of one window, odd ones on the edges of two. The four parities
+    are computed separately and interleaved; the transpose of a strided slice would write zeros
     between its values, nine times.
     """
 
@@ -176,34 +172,25 @@ LOWERINGS: dict[str, Lowering] = {
 }
 
 
-def depthwise_pool(
-    maps: jax.Array, kernel: jax.Array, bias: jax.Array, *, lowering: str | None = None
-) -> jax.Array:
+def depthwise_pool(maps: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     """Halves the grid of a map and multiplies its channels, each input channel feeding its own
     outputs.
+
+    The lowering is the fastest one on the platform compiled for, or the key of `LOWERINGS` that
+    `lowerings.override(pooling=...)` names.
 
     Args:
       maps: (B, H, W, C), floating.
       kernel: (3, 3, 1, M*C), same dtype; output channels M*i .. M*i+M-1 see input channel i only.
       bias: (M*C,), same dtype.
-      lowering: a key of `LOWERINGS`, or None for that of `lowerings.override`, and outside of one
-        for the one that is fastest on the platform compiled for.
 
     Returns:
       (B, ceil(H/2), ceil(W/2), M*C), in the dtype of `maps`.
 
     Raises:
-      ValueError: no such lowering.
+      ValueError: an override names an unknown lowering.
     """
-    lowering = lowering or lowerings.chosen("pooling")
-    if lowering is not None:
-        return lowerings.lookup("pooling", lowering, LOWERINGS)(maps, kernel, bias)
-    return lowerings.by_platform(
-        maps,
-        kernel,
-        bias,
-        cpu=shifted_sum,
-        cuda=shifted_sum,
-        tpu=dense_convolution,
-        default=shifted_sum,
-    )
+    name = lowerings.chosen("pooling")
+    if name is not None:
+        return lowerings.lookup("pooling", name, LOWERINGS)(maps, kernel, bias)
+    return lowerings.by_platform(maps, kernel, bias, tpu=dense_convolution, default=shifted_sum)

@@ -10,9 +10,11 @@ import os
 from jax.sharding import Mesh
 from ml_collections import config_dict
 
+from pit_jax import options
+from pit_jax.option_dict import to_config_dict
 from pit_jax.tasks import registry
-from pit_jax.training import config as options
 from pit_jax.training import loop, setup
+from pit_jax.training.config import TrainConfig
 from pit_jax.training.task import Task
 
 
@@ -22,16 +24,20 @@ def default_config(task: str = "classification") -> config_dict.ConfigDict:
     Raises:
       ValueError: the task is unknown.
     """
-    return options.to_config_dict(registry.find(task).config_class(task=task))
+    config = to_config_dict(registry.find(task).config_class)
+    config.task = task
+    return config
 
 
-def parse(config: config_dict.ConfigDict) -> options.TrainConfig:
+def parse(config: config_dict.ConfigDict) -> TrainConfig:
     """Converts a configuration to checked options.
 
     Raises:
-      ValueError: lists every unknown key, wrong type and value out of range.
+      OptionsError: lists every unknown name, wrong type and value out of range.
+      ValueError: the task is unknown.
     """
-    return options.parse(config, task_of(config).config_class)
+    parsed: TrainConfig = options.parse(task_of(config).config_class, config)
+    return parsed
 
 
 def prepare(

@@ -11,9 +11,10 @@ from pit_jax.errors import suggestion
 from pit_jax.models import parameters
 from pit_jax.optim.masks import layer_decay_scales
 from pit_jax.optim.optimizers import make_optimizer
-from pit_jax.optim.schedules import Curve, make_schedule, scaled_learning_rate
+from pit_jax.optim.schedules import SCHEDULES, Curve, scaled_learning_rate
 from pit_jax.training.config import TrainConfig
-from pit_jax.training.durations import Steps, to_steps
+from pit_jax.training.durations import to_steps
+from pit_jax.training.steps import Steps
 
 
 def schedule_of(config: TrainConfig, steps: Steps) -> optax.Schedule:
@@ -24,12 +25,7 @@ def schedule_of(config: TrainConfig, steps: Steps) -> optax.Schedule:
         epochs.
     """
     options = config.optimizer
-    warmup = to_steps(
-        "config.optimizer.warmup",
-        options.warmup,
-        steps_per_epoch=steps.epoch,
-        batch_size=config.batch_size,
-    )
+    warmup = to_steps(options.warmup, steps_per_epoch=steps.epoch, batch_size=config.batch_size)
     if warmup > steps.total:
         raise ValueError(
             f"config.optimizer.warmup={options.warmup!r} is longer than "
@@ -50,7 +46,7 @@ def schedule_of(config: TrainConfig, steps: Steps) -> optax.Schedule:
         warmup_lr=options.warmup_learning_rate,
         min_lr=options.min_learning_rate,
     )
-    return make_schedule(options.schedule, curve, steps_per_epoch=unit)
+    return SCHEDULES[options.schedule](curve, unit)
 
 
 def optimizer_of(

@@ -11,12 +11,12 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import config_dict
 
-from pit_jax import sharding
+from pit_jax import options, sharding
 from pit_jax.files import replace_file
 from pit_jax.models import parameters
-from pit_jax.training.config import TrainConfig, parse
-from pit_jax.training.durations import Steps, steps_of
+from pit_jax.training.config import TrainConfig
 from pit_jax.training.optimizer import optimizer_of, schedule_of
+from pit_jax.training.steps import Steps, steps_of
 from pit_jax.training.task import Params, Task
 from pit_jax.training.workdir import changes, holds_work, upgraded, versions, writable
 from pit_jax.weights.run_directory import CONFIG_FILE
@@ -78,10 +78,11 @@ def prepare(
       allow_config_changes: continue a run of another configuration.
 
     Raises:
+      OptionsError: mistakes in the options, a line each.
       ValueError: the experiment cannot run. The line names the option, what was found and what to
         do.
     """
-    parsed = parse(config, task.config_class)
+    parsed = options.parse(task.config_class, config)
     directory = writable(workdir)
     _check_batches(parsed, jax.device_count())
     mesh = sharding.make_mesh(parsed.fsdp)
@@ -106,7 +107,7 @@ def make_experiment(
     Raises:
       ValueError: as `prepare`.
     """
-    parsed = parse(config, task.config_class)
+    parsed = options.parse(task.config_class, config)
     _check_batches(parsed, mesh.size)
     opened = task.without_data(parsed)
     if trains:

@@ -213,8 +213,8 @@ class Task(abc.ABC):
 
     @classmethod
     def evaluation_options(cls, file: WeightFile) -> Any:
-        """Default options for the evaluation of a file, as a dataclass. `evaluate.py` makes a flag
-        of each field, whose metadata has its "help" and "choices".
+        """Default options for the evaluation of a file: a dataclass of options (`options.py`),
+        which become flags of `evaluate.py`.
         """
         raise ValueError(f"{file.source}: weights of this task cannot be evaluated by themselves")
 

@@ -1,4 +1,4 @@
-"""Photographs as RandAugment meets them."""
+"""Photographs for the tests of RandAugment."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Random erasing: timm's for the same drawn numbers, and its distribution."""
+"""Random erasing: equal to timm's for the same drawn numbers, and its distribution."""
 
 import math
 import random
@@ -22,7 +22,7 @@ def images(count: int) -> np.ndarray:
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """What `random` gives timm: every number, by the function that drew it."""
+    """Records the numbers that timm draws from `random`, by function."""
     numbers = {"random": [], "uniform": [], "randint": []}
 
     def recording(name):
@@ -42,7 +42,7 @@ def drawn(monkeypatch):
 
 class TestAgainstTimm:
     def test_equal_for_the_same_draws(self, timm, drawn):
-        """Shapes from timm's areas and ratios, positions and noise as timm drew them."""
+        """Shapes follow from timm's areas and ratios; positions and noise are timm's draws."""
         random.seed(0)
         torch.manual_seed(0)
         transform = timm.data.random_erasing.RandomErasing(
@@ -91,7 +91,7 @@ class TestDistribution:
         assert stats.binomtest(int(erased), len(boxes), 0.25).pvalue > 1e-3
 
     def test_shapes(self, boxes):
-        """Against timm's rule drawn with NumPy: areas and ratios of what fits first."""
+        """Compares with timm's rule drawn with NumPy: areas and ratios of the first that fits."""
         rng = np.random.default_rng(0)
         reference = []
         while len(reference) < 10_000:
@@ -119,7 +119,7 @@ class TestDistribution:
 
 
 class TestRandomErasing:
-    """One compiled function, of images, keys and probability, serves all tests."""
+    """All tests share one compiled function of images, keys and probability."""
 
     erasing = staticmethod(jax.jit(erasing.random_erasing))
 
@@ -131,7 +131,7 @@ class TestRandomErasing:
         assert stats.kstest(noise, "norm").pvalue > 1e-3
 
     def test_every_image_has_its_own_key(self):
-        """An image is erased the same anywhere in an array, and unlike its neighbours."""
+        """Its position in the array changes nothing; its neighbours are erased differently."""
         key = jax.random.key(3)
         before = jnp.array(np.repeat(images(1), 8, axis=0))
         first = np.asarray(self.erasing(before, image_keys(key, 8), 1.0))

@@ -50,7 +50,7 @@ def differences(photographs) -> dict[str, np.ndarray]:
 class TestAgainstPIL:
     @pytest.mark.parametrize("name", KNOWN)
     def test_within_two_levels(self, differences, name):
-        """Of every image, case by case, not on average."""
+        """The bound holds for every image and case, not on average."""
         close = (differences[name] <= 2).mean((1, 2, 3))
         assert close.min() >= 0.999
 
@@ -60,13 +60,13 @@ class TestAgainstPIL:
 
     @pytest.mark.parametrize("name", GEOMETRIC)
     def test_geometry_is_mostly_exact(self, differences, name):
-        """What differs by more than one level is a pixel on the edge of the uncovered part."""
+        """Only pixels on the edge of the uncovered part differ by more than one level."""
         assert (differences[name] == 0).mean() >= 0.999
         assert (differences[name] > 1).mean() <= 1e-4
 
     @pytest.mark.parametrize("name", ENHANCING)
     def test_degenerate_images_equal_pil_s(self, photographs, name):
-        """What factor 0 leaves: grey, the mean grey, black, the smoothed image."""
+        """Factor 0 leaves grey, the mean grey, black, the smoothed image."""
         operation = jnp.full(4, OPERATIONS.index(name))
         result = np.asarray(APPLY(photographs, operation, jnp.zeros(4)))
         for image, pixels in zip(photographs, result, strict=True):
@@ -80,7 +80,7 @@ class TestAgainstPIL:
         np.testing.assert_array_equal(np.asarray(result), photographs)
 
     def test_magnitudes_above_ten(self, photographs):
-        """Posterize keeps nothing of the image below zero bits, and all of it from eight on."""
+        """Posterize gives black below zero bits, and the image itself from eight on."""
         operation = jnp.full(4, OPERATIONS.index("Posterize"))
         value = jnp.array([-3.0, 8.0, 0.0, 11.0])
         result = np.asarray(APPLY(photographs, operation, value))
@@ -98,7 +98,7 @@ class TestAgainstPIL:
 
 @pytest.fixture(scope="module")
 def drawn() -> tuple[np.ndarray, np.ndarray]:
-    """The recipe's operations and values for many images."""
+    """Operations and values of the recipe for many images."""
     draw = jax.jit(lambda keys: randaugment_device.draw_operations(keys, RECIPE))
     operations, values = draw(image_keys(jax.random.key(0), 40_000))
     return np.asarray(operations), np.asarray(values)
@@ -138,7 +138,7 @@ class TestDistribution:
 
     @pytest.mark.parametrize("name", KNOWN)
     def test_arguments_equal_the_host_s(self, name):
-        """At every whole and half level, either way, plain and increasing."""
+        """Compared at every whole and half magnitude, both signs, plain and increasing."""
         levels = np.arange(0, 10.5, 0.5)
         for increasing in (False, True):
             for sign in (1, -1):
@@ -171,7 +171,7 @@ class TestDistribution:
 
     @pytest.mark.parametrize("text", ["rand-m9-p1-t3a", "rand-m9-p1-t3aw", "rand-m9-p1-tweights"])
     def test_other_sets(self, text):
-        """The first by the weights, the second by the weights of what is left, and as strong."""
+        """The first by the weights, the second by the weights of the rest, equally strong."""
         policy = parse(text)
         draw = jax.jit(lambda keys: randaugment_device.draw_operations(keys, policy))
         operations, values = map(np.asarray, draw(image_keys(jax.random.key(0), 20_000)))
@@ -221,6 +221,6 @@ class TestRandAugment:
             for operation, value in zip(operations[i], values[i], strict=True):
                 image = apply_operation(image, KNOWN[operation], float(value))
             differences = np.abs(np.asarray(image, np.int32) - result[i])
-            # One level can become many in the second operation: at a threshold, or stretched.
+            # The second operation can turn one level into many: at a threshold, or by stretching.
             far += (differences > 2).mean() > 0.01
         assert far <= 1

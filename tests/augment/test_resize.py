@@ -18,7 +18,7 @@ def differences(pictures, boxes, size, run, canvas_size=CANVAS) -> np.ndarray:
     crops = [
         cut(picture, box, canvas_size, size) for picture, box in zip(pictures, boxes, strict=True)
     ]
-    # What lies around a crop is another image's, and must not be seen.
+    # Pixels around a crop belong to another image and must not show.
     canvases = np.random.default_rng(0).integers(0, 256, (len(crops), *canvas_size, 3), np.uint8)
     for canvas, crop in zip(canvases, crops, strict=True):
         canvas[: crop.extent[0], : crop.extent[1]] = crop.pixels
@@ -34,10 +34,10 @@ def differences(pictures, boxes, size, run, canvas_size=CANVAS) -> np.ndarray:
 
 
 def compiled(product):
-    """`resize.resize` with one of the two ways to multiply, whatever the platform."""
+    """Returns `resize.resize` with one of the two products, on any platform."""
 
     def run(canvases, extents, rows_first, size):
-        # A function of its own, or jit would remember what the other way was compiled to.
+        # A new function each time: jit would reuse the program of the other product.
         def resized(*arguments):
             return resize.resize(*arguments, size)
 

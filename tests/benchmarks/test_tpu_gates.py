@@ -1,4 +1,4 @@
-"""Checks by hand what benchmarks/tpu_gates.py computes from first principles."""
+"""Figures that benchmarks/tpu_gates.py computes from first principles, checked by hand."""
 
 import dataclasses
 import importlib.util
@@ -20,7 +20,7 @@ def script() -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["tpu_gates"] = module  # where dataclasses look their annotations up
+    sys.modules["tpu_gates"] = module  # dataclasses look up their annotations here
     spec.loader.exec_module(module)
     return module
 

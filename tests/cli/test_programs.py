@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from pit_jax.cli import evaluate as cli
-from pit_jax.training import evaluation
 
 ROOT = Path(__file__).parents[2]
 DIGITS = "--config=configs/digits.py:smoke"
@@ -56,22 +55,25 @@ def test_train_again_and_evaluate(tmp_path: Path):
         evaluated = program("evaluate.py", f"--weights={weights}", "--json")
         assert evaluated.returncode == 0, evaluated.stderr
         metrics = json.loads(evaluated.stdout.splitlines()[-1])
-        assert metrics["count"] == 50
-        assert metrics["top1"] == result["metrics"]["test/top1"]
-        assert f"{metrics['top1']:.4%}" in evaluated.stdout
+        assert metrics["test/count"] == 50
+        assert metrics["test/top1"] == result["metrics"]["test/top1"]
+        assert f"{metrics['test/top1']:.4%}" in evaluated.stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.batchsize=8"], "config.batchsize is not an option; did you mean 'batch_size'"),
+        (
+            ["--config.batchsize=8"],
+            "config.batchsize is not an option; did you mean 'config.batch_size'",
+        ),
         (["--config.train.x=1"], "config.train.x is not an option; config has accumulate"),
-        (["--config.seed=many"], "flag --config.seed=many: invalid literal for int()"),
+        (["--config.seed=many"], "config.seed must be int, found 'many'"),
         (["--config=configs/digit.py"], "there is no config file configs/digit.py; did you"),
         (["--config=configs/digits.py:smok"], "has the variant 'smoke', not 'smok'"),
         (["--config.model.name=pit_x"], "unknown model 'pit_x'; did you mean 'pit_xs'?"),
         (["--workdir=/dev/null/run"], "cannot write to --workdir=/dev/null/run"),
-        (["--workdri=x"], "Unknown command line flag 'workdri'. Did you mean: workdir"),
+        (["--workdri=x"], "there is no flag --workdri; did you mean 'workdir'?"),
         (["config.seed=3"], "unexpected argument 'config.seed=3'"),
     ],
 )
@@ -96,27 +98,33 @@ def test_a_batch_the_devices_cannot_share(tmp_path: Path, monkeypatch: pytest.Mo
     )
 
 
-def test_an_image_size_is_written_as_for_pit_convert(monkeypatch: pytest.MonkeyPatch):
-    asked = []
-    monkeypatch.setattr(evaluation, "recorded_protocol", lambda _: evaluation.Protocol())
-    monkeypatch.setattr(
-        evaluation, "evaluate_weights", lambda _, **options: asked.append(options["image_size"])
-    )
+@pytest.mark.parametrize(
+    ("written", "size"),
+    [
+        (["--image_size=9,6"], (9, 6)),
+        (["--image_size", "9", "6"], (9, 6)),
+        (["--image_size=9"], (9, 9)),
+        ([], None),
+    ],
+)
+def test_an_image_size_is_written_as_for_pit_convert(
+    written: list[str], size: tuple[int, int] | None
+):
+    assert cli._image_size(cli._parser().parse_args(["--weights=x", *written]).image_size) == size
 
-    def evaluate(*size: str) -> None:
-        cli._evaluate(cli._parser().parse_args(["--weights=x", *size]))
 
-    for size in (["--image_size=9,6"], ["--image_size", "9", "6"], ["--image_size=9"], []):
-        evaluate(*size)
-    assert asked == [(9, 6), (9, 6), (9, 9), None]
+def test_an_image_size_that_is_none_is_refused():
     with pytest.raises(ValueError, match="image_size: expected SIZE or HEIGHT,WIDTH, found 'big'"):
-        evaluate("--image_size=big")
+        cli._image_size(["big"])
 
 
 def test_help_lists_the_flags_of_the_program():
     helped = program("train.py", "--help")
-    for flag in ("--config:", "--workdir:", "--[no]allow_config_changes:", "--coordinator:"):
-        assert flag in helped.stdout
+    for flag in ("--config=", "--workdir=", "--[no]allow_config_changes", "--coordinator="):
+        assert f"\n  {flag}" in helped.stdout
+    assert "  --config.optimizer.weight_decay=0.05 " in helped.stdout
+    everything = program("train.py", "--helpfull")
+    assert "--[no]allow_config_changes:" in everything.stdout
 
 
 def test_evaluate_names_what_it_cannot_read(tmp_path: Path):

@@ -83,7 +83,7 @@ def test_the_program_draws_and_names_the_picture(
         (["--out=grid.png"], "--config"),
         (
             [f"--config={CONFIG}", "--out=grid.png", "--config.batchsize=8"],
-            "did you mean 'batch_size' or",
+            "did you mean 'config.batch_size' or",
         ),
         ([f"--config={CONFIG}", "--out=grid.png", "--config.model.name=pit_x"], "'pit_xs'?"),
         ([f"--config={CONFIG}", "--out=grid.png", "grid.pdf"], "unexpected argument 'grid.pdf'"),

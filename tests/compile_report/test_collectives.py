@@ -1,4 +1,4 @@
-"""Exchanges: which devices, how much, how long."""
+"""Exchanges: their devices, sizes and times."""
 
 from pathlib import Path
 

@@ -9,7 +9,7 @@ from pit_jax.compile_report import hlo
 
 @pytest.fixture(scope="module")
 def module(data_dir: Path) -> hlo.Module:
-    """Of four v5e: a product, a kernel, a GELU, the kernel again, a loop of five rounds, a mean."""
+    """A program of four v5e: product, kernel, GELU, kernel again, loop of five rounds, mean."""
     return hlo.Module((data_dir / "compile_report" / "step.hlo.txt").read_text())
 
 

@@ -56,7 +56,7 @@ def test_rounds_of_an_unrolled_loop_are_fewer() -> None:
 
 
 def test_what_is_done_in_a_loop_s_last_round_belongs_to_it() -> None:
-    """Bundles between those of a loop, marked as outside, run through in every round."""
+    """Bundles marked as outside, between those of a loop, run in every round."""
     found = kernel_schedules.parse_loops(
         [
             "  0x0 LB: > { %s8_s1 = sadd.s32 1, %s8_s0 /* iteration index, stage = 1 */ }",

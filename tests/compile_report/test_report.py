@@ -17,7 +17,7 @@ from pit_jax.compile_report.hlo import Module
 
 TINY = Path(__file__).with_name("tiny.py")
 ROOT = TINY.parents[2]
-# What XLA estimates of the recorded program, loops unrolled.
+# XLA's estimates of the recorded program, loops unrolled.
 XLA_CYCLES = 5945 + 3047 + 2 * 100 + 8697 + 2 * 100 + 4514 + 5 * (2663 + 6286)
 
 
@@ -27,7 +27,7 @@ def module(data_dir: Path) -> Module:
 
 
 def _run(*arguments: str, before: str = "pass") -> subprocess.CompletedProcess[str]:
-    """The program itself, after a line of Python."""
+    """Runs the program, after a line of Python."""
     code = (
         f"import runpy, sys; {before}; sys.argv = ['compile_report', *sys.argv[1:]]; "
         "runpy.run_module('pit_jax.compile_report', run_name='__main__', alter_sys=True)"
@@ -44,7 +44,7 @@ def _run(*arguments: str, before: str = "pass") -> subprocess.CompletedProcess[s
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
-    """What the program prints and saves of the tiny training step on this machine."""
+    """The program's output and saved report for the tiny training step on this machine."""
     output = tmp_path_factory.mktemp("report") / "local.json"
     done = _run(f"--config={TINY}", "--batch_size=48", f"--output={output}")
     assert done.returncode == 0, done.stderr
@@ -157,7 +157,7 @@ def test_the_step_of_this_machine(local: tuple[str, dict[str, Any]]) -> None:
     assert (saved["program"], saved["topology"]) == ("train", "local")
     assert (saved["devices"], saved["batch_size"]) == (1, 48)
     assert saved["estimate"] is None
-    # XLA counts no products that it leaves to a library.
+    # XLA does not count products that a library computes.
     assert 0.1 < saved["flops"] / (48 * saved["model_flops"]) < 2
     memory = saved["memory"]
     assert memory["aliased"] > 0.9 * memory["outputs"]  # the state is donated

@@ -1,4 +1,4 @@
-"""End to end with the TPU compiler: what it writes is what we read. Needs libtpu, and no TPU."""
+"""End to end with the TPU compiler, whose files are read. Needs libtpu, but no TPU."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def test_a_sharded_training_step_on_a_slice(tmp_path: Path) -> None:
     assert 0 < estimate["mfu"] < 0.3
     names = {kernel["name"] for kernel in saved["kernels"]}
     assert {name.rsplit("_", 2)[1] for name in names} == {"forward", "backward"}
-    # Eight images, one in a program, or all of them where they are short.
+    # Eight images: one per program, or all in one if their sequences are short.
     grids: dict[str, set[int]] = {name.rsplit("_", 1)[1]: set() for name in names}
     for kernel in saved["kernels"]:
         grids[kernel["name"].rsplit("_", 1)[1]].add(kernel["grid"])

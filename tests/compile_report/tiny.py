@@ -1,4 +1,4 @@
-"""The tiny experiment in a size that TPUs are made for, with all of DeiT's augmentation."""
+"""The tiny experiment in widths that suit TPUs, with all of DeiT's augmentation."""
 
 import runpy
 from pathlib import Path

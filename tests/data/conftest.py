@@ -1,4 +1,4 @@
-"""Real photographs in awkward shapes, and torchvision even beside a CPU build of torch."""
+"""Real photographs in awkward shapes; torchvision beside a CPU build of torch."""
 
 import importlib.util
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-# (width, height) cut out of 640x427 photographs: whole, square, odd, wide, tall, tiny.
+# (width, height) of cuts from 640x427 photographs: whole, square, odd, wide, tall, tiny.
 SHAPES = [(640, 427), (427, 427), (333, 427), (301, 257), (601, 40), (31, 400), (97, 1), (3, 5)]
 
 

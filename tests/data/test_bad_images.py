@@ -1,4 +1,4 @@
-"""Images that do not decode, met by the processes of a job."""
+"""Images that do not decode, in a job of several processes."""
 
 import contextlib
 import json
@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def run(workdir: Path, *options: str) -> list[tuple[int, str]]:
-    """Exit status and what it said of each of two processes."""
+    """Returns exit status and messages of each of two processes."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Batches put together by threads, in memory that is used again."""
+"""Batches that threads fill, in reused memory."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from pit_jax.data.batching import Batches, Field
 
 
 def rows(index: int) -> dict[str, Any]:
-    """Row `index`: arrays of sizes and values that follow from it."""
+    """Row `index`: arrays whose sizes and values follow from the index."""
     height, width = 1 + index % 3, 1 + index % 2
     return {"image": np.full((height, width, 3), index, np.uint8), "label": np.int32(index)}
 
@@ -18,7 +18,7 @@ FIELDS = {"image": Field((3, 2, 3), np.uint8), "label": Field((), np.int32)}
 
 
 def check(found: np.ndarray, first: int) -> None:
-    """Images are those of the rows from `first` on, each in its corner."""
+    """Checks that images are those of the rows from `first` on, each in its corner."""
     for index, image in enumerate(found, first):
         value = rows(index)["image"]
         np.testing.assert_array_equal(image[: value.shape[0], : value.shape[1]], value)

@@ -1,4 +1,4 @@
-"""Memory that is used again, and only once nobody can see it any more."""
+"""Reuse of memory, only after all views of it are gone."""
 
 import gc
 

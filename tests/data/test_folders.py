@@ -1,4 +1,4 @@
-"""Folders of images: labels, splits, and what is said where they are not as expected."""
+"""Folders of images: labels, splits, error messages."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def test_classes_are_numbered_by_name_over_all_splits(folder: Path):
     assert (len(train), train.num_classes) == (3, 2)
     found = [(Path(example["file_name"]).name, example["label"]) for example in train.examples]
     assert found == [("x.png", 0), ("b.png", 1), ("a.JPEG", 1)]
-    # "dog" is the only class of the split, and yet no other label than in training.
+    # "dog" is the only class of the split and has the label of the training split.
     assert [example["label"] for example in held_out.examples] == [1]
     assert held_out.num_classes == 2
     assert np.asarray(images.decode_rgb(held_out.examples[0]["image"]))[0, 0, 0] == 7

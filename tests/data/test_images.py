@@ -55,7 +55,7 @@ class TestDecoding:
         ("kind", "tolerance"), [("jpeg", 6), ("cmyk jpeg", 6), ("png", 0), ("png with alpha", 0)]
     )
     def test_keeps_the_colours(self, china, kind, tolerance):
-        """Against the photograph itself: an inverted CMYK image would be far off."""
+        """Compares with the photograph itself: an inverted CMYK image would be far off."""
         decoded = np.asarray(images.decode_rgb(KINDS[kind](china)), np.int32)
         assert np.abs(decoded - np.asarray(china, np.int32)).mean() <= tolerance
 
@@ -98,7 +98,7 @@ class TestDecoding:
 
 
 class Replay:
-    """The numbers that torchvision drew, in the place of a generator."""
+    """Stands in for a generator, with the numbers that torchvision drew."""
 
     def __init__(self, draws):
         self.draws = list(draws)
@@ -113,7 +113,7 @@ class Replay:
 
 @pytest.fixture
 def torch_draws(monkeypatch):
-    """Every (low, high, value) that torch draws, in order."""
+    """Records every (low, high, value) that torch draws, in order."""
     draws = []
     uniform, randint = torch.Tensor.uniform_, torch.randint
 
@@ -215,7 +215,7 @@ class TestEvaluationCrop:
         ("size", "scaled"), [((64, 96), (73, 109)), ((96, 64), (109, 73)), ((33, 200), (37, 228))]
     )
     def test_deit_not_square_equals_torchvision(self, photographs, size, scaled):
-        """Of the image whose sides both just reach 256 / 224 of the size, rounded down."""
+        """Cut from the image whose sides both just reach 256 / 224 of the size, rounded down."""
         for image in photographs:
             width, height = image.size
             factor = max(scaled[0] / height, scaled[1] / width)

@@ -1,4 +1,4 @@
-"""The fast decoder against PIL, and what it leaves to PIL."""
+"""The fast decoder against PIL, and the files that it leaves to PIL."""
 
 import io
 import sys
@@ -19,7 +19,7 @@ def encoded(image: Image.Image, kind: str = "JPEG", **options) -> bytes:
 
 @pytest.fixture
 def decodings(monkeypatch):
-    """How often PIL decodes, other than for what pipelines of other tests still have ahead."""
+    """Counts how often PIL decodes, without the prefetching of other tests' pipelines."""
     calls = []
     decode_rgb = images.decode_rgb
 
@@ -86,7 +86,7 @@ class TestDecoding:
                 jpeg.decode_pixels(data)
 
     def test_damage_is_judged_by_pil(self, china):
-        """What PIL reads despite its flaws is read, and equal; what it refuses is refused."""
+        """A flawed file is read as PIL reads it, and refused if PIL refuses it."""
         rng = np.random.default_rng(0)
         original = encoded(china.resize((80, 60)))
         read = 0
@@ -104,7 +104,7 @@ class TestDecoding:
         assert read > 50
 
     def test_an_image_that_is_held_stays_as_it_is(self, photographs):
-        """Whole or in part, while others are decoded into memory that is used again."""
+        """Pixels stay, whole or in part, while others are decoded into reused memory."""
         files = [encoded(image) for image in photographs] * 3
         whole = [jpeg.decode_pixels(data) for data in files[:-1]]
         part = jpeg.decode_pixels(files[-1])[5:50, 7:]

@@ -1,4 +1,4 @@
-"""Preparing and converting data sets."""
+"""Preparation and conversion of data sets."""
 
 import io
 import re
@@ -51,7 +51,7 @@ def test_a_conversion_goes_on_where_it_was(root: Path, capfd: pytest.CaptureFixt
     shards = {path: path.stat().st_mtime_ns for path in whole.glob("*array_record*")}
     assert len(shards) == 2
     assert prepare.prepare("digits", str(root)) == str(whole)
-    # As an interruption leaves it: one shard done, the other begun, the description unchanged.
+    # The state after an interruption: one shard done, one begun, the description unchanged.
     done, begun = sorted(shards)
     begun.rename(begun.with_name(f"incomplete.{'0' * 32}.{begun.name}"))
     description.write_text(before)
@@ -113,7 +113,7 @@ def test_what_is_no_tfds_set_needs_no_preparation(tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ImageNet's two archives as they are, but for four images of two classes, and one."""
+    """ImageNet's two archives in miniature: four images of two classes, and one."""
     root = tmp_path_factory.mktemp("archives")
     classes = []
     for name in ("n01440764", "n01443537"):
@@ -144,7 +144,7 @@ def archive(files: list[tuple[str, bytes]]) -> bytes:
 def test_imagenet_from_its_archives(
     imagenet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """By TFDS's own builder, which checks neither how many images there are nor their sizes."""
+    """TFDS's own builder prepares them; it checks neither the number of images nor their sizes."""
     monkeypatch.setattr("tensorflow_datasets.core.utils.has_sufficient_disk_space", enough)
     folder = prepare.prepare("imagenet2012", str(tmp_path), str(imagenet))
     assert Path(folder) == tmp_path / "imagenet2012" / "5.1.0"
@@ -160,13 +160,13 @@ def test_imagenet_from_its_archives(
         "n01443537_1.JPEG": 1,
         "n01443537_2.JPEG": 1,
     }
-    # The files' own bytes: nothing was encoded anew.
+    # The bytes of the file: nothing was encoded again.
     assert found["n01443537_2.JPEG"]["image"] == jpeg(3)
     assert len(sources.open_source("imagenet2012", "validation", str(tmp_path))) == 1
 
 
 def enough(*_: object, **__: object) -> bool:
-    """A tiny set needs no 300 GB."""
+    """Replaces TFDS's check of the disk: a tiny set needs no 300 GB."""
     return True
 
 

@@ -1,4 +1,4 @@
-"""What the data sets hold, and what is said where one is missing."""
+"""Contents of the data sets, the table of them, and messages about missing ones."""
 
 import io
 import re
@@ -34,7 +34,7 @@ def test_digits_are_all_of_scikit_learns_once():
     found = {(pixels(example).tobytes(), int(example["label"])) for example in examples}
     assert len(examples) == 1797
     assert found == expected
-    # Stratified: every class has its tenth, give or take one.
+    # Stratified: each class is split in the same proportion, to within one.
     counts = np.bincount([test.examples[i]["label"] for i in range(360)])
     np.testing.assert_allclose(counts, np.bincount(labels) * 360 / 1797, atol=1)
 
@@ -64,7 +64,7 @@ def test_processes_that_start_together_prepare_once(tmp_path: Path):
 
 
 def test_a_split_with_a_file_missing_is_refused(tmp_path: Path):
-    """Before training comes across the gap."""
+    """Otherwise training would end when it reaches the gap."""
     data_dir = str(tmp_path)
     whole = sources.open_source("digits", "test", data_dir)
     assert len(whole) == 360
@@ -132,7 +132,7 @@ PIXELS = tfds.features.FeaturesDict({"image": tfds.features.Image(shape=(6, 4, 3
 
 
 class Unsuitable(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A set of one example, prepared by TFDS, that nothing can be classified in."""
+    """A set of one example, prepared by TFDS, that lacks images or labels."""
 
     name = "unsuitable"
     VERSION = tfds.core.Version("1.0.0")
@@ -178,7 +178,7 @@ def open_squares(name, split, data_dir):
 
 @pytest.fixture
 def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package outside, as pip installs it, with an opener among its entry points."""
+    """A package as pip installs it, with openers among its entry points."""
     (tmp_path / "shapes.py").write_text(MODULE)
     described = tmp_path / "shapes-1.0.dist-info"
     described.mkdir()

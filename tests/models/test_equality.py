@@ -31,7 +31,7 @@ QUICK_TO_COMPILE = {"xla_backend_optimization_level": 0}
 
 LABELS = np.array([3, 7])
 
-# Fractions of the largest magnitude of an array; for a gradient, of its norm.
+# Tolerances, relative to the largest magnitude expected; for gradients, to the norm of each.
 TOLERANCE = 2e-5
 GRADIENT_TOLERANCE = 1e-4
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pit_jax.models import parameters, zoo
+from pit_jax.models.stochastic import dropout, stochastic_depth
 
 TINY = {
     "image_size": 24,
@@ -138,8 +139,6 @@ def test_training_randomness_follows_the_key():
 
 
 def test_stochastic_depth_drops_whole_examples_and_keeps_the_mean():
-    from pit_jax.models.layers import dropout, stochastic_depth
-
     x = jnp.ones((4000, 3, 2))
     kept = stochastic_depth(x, 0.25, jax.random.key(0))
     per_example = kept.reshape(4000, -1)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from pit_jax.models import parameters, zoo
+from pit_jax.models.capture import Recorder
 from pit_jax.models.convnet.layers import BatchNorm
-from pit_jax.models.layers import Recorder
 from pit_jax.weights.load import to_torch
 
 TINY = {"base_width": 4, "depths": (1, 2), "num_classes": 5, "image_size": 32}
@@ -73,7 +73,7 @@ def test_training_equals_torch(timm, randomised, params_of, batch, assert_close)
             assert_close(value, reference.get_buffer(name))
         else:
             assert_close(value, reference.get_parameter(name).grad, 2e-4)
-    # Evaluation uses the statistics that the batch updated.
+    # Evaluation uses the statistics learnt from a batch.
     model = parameters.merge(graphdef, parameters.join(trained, statistics))
     with torch.no_grad():
         assert_close(apply(model, x), reference.eval()(x_torch))
@@ -179,7 +179,7 @@ def test_initial_values_are_those_of_timm():
 
 def test_stochastic_depth_drops_branches_of_whole_examples():
     model = build(drop_path_rate=0.9, depths=(2,), image_size=16)
-    # Branches start at zero; with a scale, the last one contributes.
+    # Branches start at zero: make the last one count.
     model.stage0.block1.conv3.norm.scale[...] = jnp.ones(16)
     x = jnp.broadcast_to(images(1, 16, 16, 3), (32, 16, 16, 3))
     run = jit(lambda x, key: model(x, train=True, key=key))

@@ -1,4 +1,4 @@
-"""ViT and DeiT equal timm's; properties of the module beyond that."""
+"""ViT and DeiT: equality with timm's, and further properties of the module."""
 
 import functools
 

@@ -116,7 +116,7 @@ def test_equal_seeds_give_equal_parameters(name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_initial_values_compile_no_program_of_their_own(name, caplog):
-    """Compiling would take longer than drawing the values; only the keys have programs."""
+    """Compiling would take longer than drawing; only the keys have programs."""
     zoo.build(zoo.model_config(name, num_classes=3, **SMALL[name]))
     odd = {"pit_ti": {"widths": [6, 18]}, "deit_ti_distilled": {"width": 22}}
     sizes = SMALL[name] | odd.get(name, {"num_classes": 17})

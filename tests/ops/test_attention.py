@@ -103,7 +103,7 @@ def test_plan_covers_all_heads(tokens: int, heads: int):
 
 
 def gradient_program(platform: str, operands: Arrays) -> str:
-    """StableHLO of attention and its gradient, in the lowering chosen for a platform."""
+    """StableHLO of attention and its gradient by the lowering chosen for a platform."""
 
     def both(query: jax.Array, key: jax.Array, value: jax.Array, gradient: jax.Array) -> Arrays:
         return jax.vjp(lowered.attention, query, key, value)[1](gradient)
@@ -130,8 +130,11 @@ def test_others_do_not(platform: str):
 def test_what_the_kernel_cannot_do_is_plain_on_tpus(operands: Arrays):
     assert not attention_tpu.supports(operands[0])
     assert "tpu_custom_call" not in gradient_program("tpu", operands)
-    with pytest.raises(ValueError, match='use lowering="plain"'):
-        lowered.attention(*operands[:3], lowering="pallas")
+    with (
+        lowerings.override(attention="pallas"),
+        pytest.raises(ValueError, match=r'use lowerings\.override\(attention="plain"\)'),
+    ):
+        lowered.attention(*operands[:3])
 
 
 @pytest.mark.parametrize(
@@ -148,16 +151,23 @@ def test_what_cudnn_takes(dtype: str, width: int, fits: bool):
     operands = example(1, 200, 1, width, dtype)[:3]
     assert lowered.fits_cudnn(operands[0]) == fits
     if not fits:
-        with pytest.raises(ValueError, match="cuDNN attends in bfloat16 or float16"):
-            lowered.attention(*operands, lowering="cudnn")
+        with (
+            lowerings.override(attention="cudnn"),
+            pytest.raises(ValueError, match="cuDNN attends in bfloat16 or float16"),
+        ):
+            lowered.attention(*operands)
 
 
 def test_lowerings_by_name():
     operands = example(1, 5, 2, 16)
-    plain = lowered.attention(*operands[:3], lowering="plain")
+    with lowerings.override(attention="plain"):
+        plain = lowered.attention(*operands[:3])
     assert (plain == lowered.plain_attention(*operands[:3])).all()
-    with pytest.raises(ValueError, match="no lowering 'palas'; did you mean 'pallas'"):
-        lowered.attention(*operands[:3], lowering="palas")
+    with (
+        lowerings.override(attention="palas"),
+        pytest.raises(ValueError, match="no lowering 'palas'; did you mean 'pallas'"),
+    ):
+        lowered.attention(*operands[:3])
 
 
 def test_a_model_s_lowering_overrides_the_platform_s():
@@ -241,7 +251,7 @@ def test_tpu_programs_gather_no_activations_and_store_no_maps(topology: str):
 
     def loss(kernel: jax.Array, x: jax.Array) -> jax.Array:
         bias = jnp.zeros(3 * width, x.dtype)
-        operands = lowered.projected_heads(heads, x, kernel.astype(x.dtype), bias)
+        operands = lowered.project_heads(heads, x, kernel.astype(x.dtype), bias)
         return lowered.attention(*operands).astype(jnp.float32).var()
 
     kernel = jax.ShapeDtypeStruct(
@@ -258,7 +268,7 @@ def test_tpu_programs_gather_no_activations_and_store_no_maps(topology: str):
 @pytest.mark.libtpu
 @pytest.mark.parametrize(("tokens", "heads"), [(578, 2), (962, 2), (2811, 1)])
 def test_long_sequences_compile(tokens: int, heads: int):
-    """PiT-B, and stages of 384-pixel images, compile within the VMEM of a v4."""
+    """PiT-B, and stages of 384-pixel images, fit in the VMEM of a v4."""
     device = libtpu.devices(chips.parse_slice("v4:2x2x1"))[0]
     x = jax.ShapeDtypeStruct(
         (1, tokens, heads, 64), jnp.bfloat16, sharding=jax.sharding.SingleDeviceSharding(device)

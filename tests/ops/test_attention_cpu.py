@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pit_jax.ops import attention_cpu, lowerings
 from pit_jax.ops.attention import attention_weights, self_attention, weighted_values
-from pit_jax.ops.attention_cpu import attention_in_groups, attention_of_projection
+from pit_jax.ops.attention_cpu import attention_in_groups
 
 BATCH, HEADS, WIDTH = 8, 3, 16
 # One group of all images, several groups, one image at a time, and that with halved queries.
@@ -39,7 +39,7 @@ def both_ways(attention: Callable[..., jax.Array], *operands: jax.Array) -> tupl
 
 @pytest.fixture(params=SIZES)
 def tokens(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Number of tokens N, with the size of groups set to a number of images."""
+    """N, with the size of a group set to a case's number of images."""
     tokens, images = SIZES[request.param]
     monkeypatch.setattr(attention_cpu, "_GROUP_BYTES", images * 4 * HEADS * tokens**2)
     return tokens
@@ -52,7 +52,7 @@ def test_values_and_gradients_equal_the_plain_ones(
     operands = example(dtype, tokens)
     exact = both_ways(plain, *(operand.astype(jnp.float32) for operand in operands))
     found = both_ways(attention_in_groups, *operands)
-    mixed, gradient = both_ways(attention_of_projection, jnp.stack(operands, 2))
+    mixed, gradient = both_ways(attention_in_groups, jnp.stack(operands, 2))
     for results in (found, (mixed, *(gradient[:, :, part] for part in range(3)))):
         for result, expected in zip(results, exact, strict=True):
             assert result.dtype == dtype
@@ -91,8 +91,7 @@ def test_every_device_works_on_its_own_images(packed: bool) -> None:
     rows = NamedSharding(mesh, PartitionSpec("data"))
     arrays = (jnp.stack(operands, 2),) if packed else operands
     split = jax.device_put(arrays, rows)
-    attend = attention_of_projection if packed else attention_in_groups
-    compiled = jax.jit(attend, out_shardings=rows).lower(*split).compile()
+    compiled = jax.jit(attention_in_groups, out_shardings=rows).lower(*split).compile()
     assert "all-gather" not in compiled.as_text()
     np.testing.assert_allclose(compiled(*split), plain(*operands), rtol=0, atol=1e-6)
 

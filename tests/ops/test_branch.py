@@ -1,7 +1,6 @@
 """A residual branch in one kernel equals its modules in sequence, with gradients."""
 
 import functools
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,27 +8,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pit_jax import sharding
 from pit_jax.compile_report import chips, libtpu
-from pit_jax.models.initializers import torch_default_init
-from pit_jax.models.layers import MLP, Block, DropRates, Recorder
-from pit_jax.ops import branch_middle, branch_tpu, lowerings
+from pit_jax.ops import branch_tpu, branch_tpu_middle, branch_tpu_plan
 from pit_jax.ops.attention import plain_attention
-from pit_jax.ops.branch_middle import Attention, Gelu, Middle
-from pit_jax.ops.branch_tpu import Weights
+from pit_jax.ops.branch import Attention, Gelu, Middle, Weights
 from pit_jax.ops.layer_norm import EPSILON, from_library
-from pit_jax.ops.linear import Linear
 
 Example = tuple[jax.Array, jax.Array, Weights, jax.Array]
-# As in training, where the branch of an image is dropped or scaled up.
+# Factors of branches as in training, where an image's branch is dropped or scaled up.
 KEEP = (0.0, 1.25, 1.0, 1.25, 0.0, 1.0, 1.25, 1.0) * 4
 
 
 def middle_widths(middle: Middle, channels: int) -> tuple[int, int]:
-    """Output width of the first linear layer and input width of the second."""
+    """Outputs of the first linear layer, and inputs of the second one."""
     return (3 * channels, channels) if isinstance(middle, Attention) else (4 * channels,) * 2
 
 
@@ -41,13 +35,13 @@ def example(middle: Middle, shape: tuple[int, int, int], dtype: str = "float32")
     def normal(*size: int, deviation: float = 1.0, to: str = dtype) -> jax.Array:
         return jnp.asarray(deviation * rng.standard_normal(size), to)
 
-    widened, taken = middle_widths(middle, width)
+    widened, mixed = middle_widths(middle, width)
     weights = Weights(
         scale=1 + normal(width, deviation=0.2, to="float32"),
         shift=normal(width, deviation=0.2, to="float32"),
         kernel_in=normal(width, widened, deviation=width**-0.5),
         bias_in=normal(widened, deviation=0.3),
-        kernel_out=normal(taken, width, deviation=taken**-0.5),
+        kernel_out=normal(mixed, width, deviation=mixed**-0.5),
         bias_out=normal(width, deviation=0.3),
     )
     return normal(*shape), jnp.asarray(KEEP[:batch]), weights, normal(*shape)
@@ -78,7 +72,7 @@ def values_and_gradients(branch: Callable[..., jax.Array], operands: Example) ->
 
 
 def on_one_device(operands: Example) -> Example:
-    """Places arrays on a mesh of one device, which shows that the images are not split."""
+    """Operands on a mesh of one device, whose type says that the images are not split."""
     mesh = Mesh(np.asarray(jax.devices()[:1]), ("data",))
     return jax.device_put(operands, NamedSharding(mesh, PartitionSpec()))
 
@@ -127,9 +121,9 @@ def test_wide_layers_slice_by_slice(monkeypatch: pytest.MonkeyPatch, dtype: str,
     """Three slices of a hidden layer give the same as all of it."""
     operands = example(Gelu(), (4, 50, 96), dtype)
     expected = values_and_gradients(kernel(Gelu()), operands)
-    monkeypatch.setattr(branch_middle, "_SLICE_SIZE", 200 * 4 * 96 // 3)
+    monkeypatch.setattr(branch_tpu_middle, "_SLICE_SIZE", 200 * 4 * 96 // 3)
     jax.clear_caches()
-    assert Gelu().slices(branch_middle.Work(50, 4, 96, 4 * 96, jnp.dtype(dtype))) == 3
+    assert Gelu().slices(branch_tpu_middle.Work(50, 4, 96, 4 * 96, jnp.dtype(dtype))) == 3
     found = values_and_gradients(kernel(Gelu()), operands)
     assert_equal(found, expected, tolerance)
     only = jax.jit(kernel(Gelu()))(*on_one_device(operands)[:3])
@@ -151,7 +145,7 @@ def test_large_tokens_do_not_overflow():
 
 
 @pytest.mark.parametrize(
-    ("batch", "tokens", "channels", "together"),
+    ("batch", "tokens", "channels", "images"),
     [
         (128, 730, 48, 1),
         (128, 197, 48, 4),
@@ -166,13 +160,13 @@ def test_large_tokens_do_not_overflow():
         (128, 50, 768, 1),  # no number of images fits
     ],
 )
-def test_images_fill_the_lanes(batch: int, tokens: int, channels: int, together: int):
+def test_images_fill_the_lanes(batch: int, tokens: int, channels: int, images: int):
     x = jax.ShapeDtypeStruct((batch, tokens, channels), jnp.bfloat16)
-    assert branch_tpu._work(Attention(3), x, 3 * channels).together == together
+    assert branch_tpu_plan.plan_work(Attention(3), x, 3 * channels).images == images
 
 
 @pytest.mark.parametrize(
-    ("middle", "shape", "dtype", "pays"),
+    ("middle", "shape", "dtype", "faster"),
     [
         (Attention(3), (128, 730, 144), "bfloat16", True),
         (Gelu(), (128, 730, 144), "bfloat16", True),
@@ -184,9 +178,9 @@ def test_images_fill_the_lanes(batch: int, tokens: int, channels: int, together:
         (Attention(6), (128, 2811, 384), "bfloat16", False),
     ],
 )
-def test_what_pays(middle: Middle, shape: tuple[int, ...], dtype: str, pays: bool):
+def test_what_is_faster(middle: Middle, shape: tuple[int, ...], dtype: str, faster: bool):
     width, _ = middle_widths(middle, shape[2])
-    assert branch_tpu.pays(middle, jax.ShapeDtypeStruct(shape, dtype), width) == pays
+    assert branch_tpu_plan.is_faster(middle, jax.ShapeDtypeStruct(shape, dtype), width) == faster
 
 
 def test_what_the_kernel_cannot_do_is_an_error():
@@ -195,115 +189,13 @@ def test_what_the_kernel_cannot_do_is_an_error():
         branch_tpu.add_branch(Gelu(), x, keep, weights)
 
 
-def block(drop: DropRates, dtype: str = "bfloat16") -> Block:
-    return Block(
-        64, 2, 4.0, drop, init=torch_default_init, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0)
-    )
-
-
-def run(
-    module: Block, x: jax.Array, key: jax.Array | None = None, capture: tuple[str, ...] = ()
-) -> jax.Array:
-    return module(x, key, Recorder(capture, ("attention", "blocks")), "block")
-
-
-def tpu_kernels(module: Block, *, capture: tuple[str, ...] = (), **override: str) -> list[str]:
-    """Names of the kernels of a block's program for TPUs, in training."""
-    x = jax.ShapeDtypeStruct((4, 100, 64), module.norm1.dtype)
-
-    def step(x: jax.Array) -> jax.Array:
-        return jax.grad(lambda x: run(module, x, jax.random.key(0), capture).sum())(x)
-
-    with lowerings.override(**override), lowerings.compiling_for("tpu"):
-        program = jax.jit(step).trace(x).lower(lowering_platforms=("tpu",)).as_text()
-    return sorted(set(re.findall(r'kernel_name = "pit_(\w+)_\d+x\d+', program)))
-
-
-BRANCHES = [
-    f"{kind}_branch_{direction}"
-    for kind in ("attention", "mlp")
-    for direction in ("backward", "forward")
-]
-PARTS = ["attention_backward", "attention_forward"]
-
-
-def test_tpus_get_the_kernels():
-    assert tpu_kernels(block(DropRates(path=0.1))) == BRANCHES
-
-
-@pytest.mark.parametrize(
-    ("drop", "dtype", "override", "expected"),
-    [
-        (DropRates(), "float32", {}, PARTS),
-        (DropRates(), "bfloat16", {"branch": "parts"}, PARTS),
-        (DropRates(), "bfloat16", {"gelu": "xla"}, PARTS),
-        (DropRates(), "bfloat16", {"attention": "plain"}, []),
-        (DropRates(), "float32", {"branch": "pallas"}, BRANCHES),
-        (DropRates(features=0.1), "bfloat16", {}, PARTS),
-        (DropRates(attention=0.1), "bfloat16", {}, ["mlp_branch_backward", "mlp_branch_forward"]),
-    ],
-)
-def test_others_get_the_parts(
-    drop: DropRates, dtype: str, override: dict[str, str], expected: list[str]
-):
-    assert tpu_kernels(block(drop, dtype), **override) == expected
-
-
-@pytest.mark.parametrize("train", [True, False])
-def test_a_block_is_the_same_in_kernels_and_in_parts(monkeypatch: pytest.MonkeyPatch, train: bool):
-    """Kernels and parts have the same weights at the same paths and drop the same branches."""
-    module = block(DropRates(path=0.4), "float32")
-    x = jax.random.normal(jax.random.key(1), (6, 20, 64))
-    key = jax.random.key(2) if train else None
-    definition, state = nnx.split(module)
-
-    def loss(state: Any, x: jax.Array) -> jax.Array:
-        out = run(nnx.merge(definition, state), x, key)
-        return (out * jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape)).sum()
-
-    with lowerings.override(branch="parts", gelu="polynomial"):
-        expected = jax.value_and_grad(loss, (0, 1))(state, x)
-    monkeypatch.setattr(
-        branch_tpu, "add_branch", functools.partial(branch_tpu.add_branch, interpret=True)
-    )
-    with lowerings.override(branch="pallas"):
-        found = jax.value_and_grad(loss, (0, 1))(state, x)
-    assert_equal(found, expected, 1e-5)
-
-
-def test_other_layers_in_their_place_are_not_passed_over():
-    class Twice(Linear):
-        def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
-            return 2 * super().__call__(inputs, out_sharding)
-
-    module = block(DropRates())
-    module.mlp.fc2 = Twice(256, 64, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-    module.norm1.epsilon = 1e-5
-    assert tpu_kernels(module) == PARTS
-
-    class Idle(MLP):
-        def __call__(self, x_bnc: jax.Array, key: jax.Array | None) -> jax.Array:
-            return x_bnc
-
-    other = block(DropRates())
-    other.mlp = Idle(
-        64, 256, DropRates(), init=torch_default_init, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)
-    )
-    assert tpu_kernels(other) == ["attention_branch_backward", "attention_branch_forward"]
-
-
-def test_recorded_attention_maps_come_from_the_parts():
-    names = tpu_kernels(block(DropRates()), capture=("attention",))
-    assert names == ["mlp_branch_backward", "mlp_branch_forward"]
-
-
 def weighted_sum(x: jax.Array, weights: Weights) -> jax.Array:
     out = branch_tpu.add_branch(Attention(2), x, jnp.ones(len(x)), weights, interpret=True)
     return (out * jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape)).sum()
 
 
 def at(index: int, tree: Any) -> Any:
-    """One slice along the first axis of every leaf."""
+    """One entry of the stack in every leaf."""
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
@@ -380,44 +272,16 @@ def test_rematerialised_gradients_are_the_same():
 
 
 @pytest.mark.libtpu
-@pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
-@pytest.mark.parametrize("tokens", [50, 197])
-def test_tpu_programs_gather_weights_alone(topology: str, tokens: int):
-    """Two blocks run on four chips, with parameters split over pairs."""
-    devices = libtpu.devices(chips.parse_slice(topology))
-    mesh = Mesh(np.asarray(devices).reshape(2, -1), (sharding.DATA_AXIS, sharding.FSDP_AXIS))
-    definition, state = nnx.split([block(DropRates(path=0.1)) for _ in range(2)])
-
-    def loss(state: Any, x: jax.Array) -> jax.Array:
-        for module in nnx.merge(definition, state):
-            x = run(module, x, jax.random.key(0))
-        return x.astype(jnp.float32).var()
-
-    def placed(leaf: jax.Array) -> jax.ShapeDtypeStruct:
-        spec = PartitionSpec(sharding.FSDP_AXIS if leaf.ndim > 1 else None)
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
-
-    x = jax.ShapeDtypeStruct((16, tokens, 64), jnp.bfloat16, sharding=sharding.batch_sharding(mesh))
-    step = jax.jit(lowerings.compiling_for("tpu")(jax.value_and_grad(loss)))
-    program = step.lower(jax.tree.map(placed, state), x).compile().as_text()
-    assert program.count('custom_call_target="tpu_custom_call"') == 8
-    assert "all-reduce" in program
-    for shape in re.findall(r"= \w+\[([\d,]*)\][^=]* all-gather", program):
-        assert all(int(size) % tokens for size in shape.split(",") if size)
-    assert not re.search(r"all-to-all|collective-permute", program)
-
-
-@pytest.mark.libtpu
 @pytest.mark.parametrize(
-    ("topology", "middle", "tokens", "channels", "together"),
+    ("topology", "middle", "tokens", "channels", "images"),
     [
         ("v4:2x2x1", Attention(3), 730, 144, 1),
         ("v4:2x2x1", Gelu(), 197, 288, 1),
         ("v5p:2x2x1", Gelu(), 50, 576, 16),
     ],
 )
-def test_what_is_taken_fits(
-    topology: str, middle: Middle, tokens: int, channels: int, together: int
+def test_what_is_faster_fits(
+    topology: str, middle: Middle, tokens: int, channels: int, images: int
 ):
     """PiT-S's branches that need most VMEM compile; the compiler refuses one that does not fit."""
     (device, *_) = libtpu.devices(chips.parse_slice(topology))
@@ -437,11 +301,11 @@ def test_what_is_taken_fits(
     seen = []
 
     def both(x: jax.Array, keep: jax.Array, weights: Weights, gradient: jax.Array) -> Any:
-        assert branch_tpu.pays(middle, x, width)
-        seen.append(branch_tpu._work(middle, x, width).together)
+        assert branch_tpu_plan.is_faster(middle, x, width)
+        seen.append(branch_tpu_plan.plan_work(middle, x, width).images)
         branch = functools.partial(branch_tpu.add_branch, middle)
         return jax.vjp(lambda x, weights: branch(x, keep, weights), x, weights)[1](gradient)
 
     x = shape(64, tokens, channels)
     jax.jit(both).lower(x, shape(64, dtype="float32"), weights, x).compile()
-    assert seen == [together]
+    assert seen == [images]

@@ -1,13 +1,10 @@
 """Every lowering of layer normalisation follows its definition, as does its gradient."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax import nnx
 
 from pit_jax.ops import layer_norm, lowerings
 
@@ -36,8 +33,8 @@ def truth(*operands: jax.Array) -> tuple[np.ndarray, ...]:
 
 def computed(name: str | None, *operands: jax.Array) -> tuple[np.ndarray, ...]:
     *inputs, gradient = operands
-    function = functools.partial(layer_norm.normalised, lowering=name)
-    value, transpose = jax.vjp(jax.jit(function), *inputs)
+    function = jax.jit(lowerings.override(layer_norm=name)(layer_norm.layer_norm))
+    value, transpose = jax.vjp(function, *inputs)
     gradients = transpose(gradient)
     assert value.dtype == gradients[0].dtype == inputs[0].dtype
     assert gradients[1].dtype == gradients[2].dtype == jnp.float32
@@ -83,28 +80,22 @@ def test_constant_inputs_have_finite_values_and_gradients() -> None:
 @pytest.mark.parametrize(("dtype", "chosen"), [("float32", "two_passes"), ("bfloat16", "one_pass")])
 def test_the_dtype_chooses_and_an_override_overrules(dtype: str, chosen: str) -> None:
     x, scale, bias, _ = arrays(dtype, offset=30.0)
-    by_name = {name: layer_norm.normalised(x, scale, bias, lowering=name) for name in NAMES}
-    np.testing.assert_array_equal(layer_norm.normalised(x, scale, bias), by_name[chosen])
+    by_name = {
+        name: layer_norm.LOWERINGS[name](x, scale, bias, layer_norm.EPSILON) for name in NAMES
+    }
+    np.testing.assert_array_equal(layer_norm.layer_norm(x, scale, bias), by_name[chosen])
     with lowerings.override(layer_norm="xla"):
-        np.testing.assert_array_equal(layer_norm.normalised(x, scale, bias), by_name["xla"])
-    with pytest.raises(ValueError, match=r"layer_norm has no lowering 'onepass'.*'one_pass'"):
-        layer_norm.normalised(x, scale, bias, lowering="onepass")
-
-
-def test_the_layer_is_flax_s_with_its_parameters() -> None:
-    x, *_ = arrays("float32")
-    ours = layer_norm.LayerNorm(WIDTH, epsilon=1e-6, dtype=jnp.float32, rngs=nnx.Rngs(0))
-    flax = nnx.LayerNorm(WIDTH, epsilon=1e-6, rngs=nnx.Rngs(0))
-    assert jax.tree.structure(nnx.state(ours)) == jax.tree.structure(nnx.state(flax))
-    np.testing.assert_allclose(ours(x), flax(x), atol=2e-6)
-    assert ours(x.astype(jnp.bfloat16)).dtype == jnp.float32
-    with pytest.raises(ValueError, match=r"takes no mask: use flax\.nnx\.LayerNorm"):
-        ours(x, mask=jnp.ones(x.shape, bool))
+        np.testing.assert_array_equal(layer_norm.layer_norm(x, scale, bias), by_name["xla"])
+    with (
+        lowerings.override(layer_norm="onepass"),
+        pytest.raises(ValueError, match=r"layer_norm has no lowering 'onepass'.*'one_pass'"),
+    ):
+        layer_norm.layer_norm(x, scale, bias)
 
 
 def test_forward_mode_derivatives_by_an_override() -> None:
     x, scale, bias, step = arrays("float32")
     with lowerings.override(layer_norm="xla"):
-        _, along = jax.jvp(lambda x: layer_norm.normalised(x, scale, bias), (x,), (step,))
-        _, transpose = jax.vjp(lambda x: layer_norm.normalised(x, scale, bias), x)
+        _, along = jax.jvp(lambda x: layer_norm.layer_norm(x, scale, bias), (x,), (step,))
+        _, transpose = jax.vjp(lambda x: layer_norm.layer_norm(x, scale, bias), x)
     np.testing.assert_allclose((along * step).sum(), (transpose(step)[0] * step).sum(), rtol=1e-5)

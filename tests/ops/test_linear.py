@@ -1,12 +1,9 @@
 """Both lowerings of linear layers are x @ kernel + bias, with the gradients of that function."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from pit_jax.ops import linear, lowerings
 
@@ -36,8 +33,8 @@ def test_values_and_gradients(
     dtype: str, tolerance: float, name: str | None, leading: tuple[int, ...]
 ) -> None:
     *inputs, gradient = operands = arrays(dtype, leading)
-    function = functools.partial(linear.linear_map, lowering=name)
-    value, transpose = jax.vjp(jax.jit(function), *inputs)
+    function = jax.jit(lowerings.override(linear=name)(linear.linear))
+    value, transpose = jax.vjp(function, *inputs)
     for found, expected in zip((value, *transpose(gradient)), truth(*operands), strict=True):
         assert found.dtype == jnp.dtype(dtype)
         largest = np.abs(expected).max()
@@ -54,14 +51,11 @@ def test_the_gradient_of_a_bias_is_a_product() -> None:
 
         def to_bias(bias: jax.Array) -> jax.Array:
             _, transpose = jax.vjp(
-                lambda bias: linear.linear_map(
-                    x, kernel, bias, lowering=lowering, behind_kernel=behind_kernel
-                ),
-                bias,
+                lambda bias: linear.linear(x, kernel, bias, behind_kernel=behind_kernel), bias
             )
             return transpose(gradient)[0]
 
-        traced = jax.jit(to_bias).trace(bias)
+        traced = jax.jit(lowerings.override(linear=lowering)(to_bias)).trace(bias)
         return "dimensions = [0, 1]" in traced.lower(lowering_platforms=(platform,)).as_text()
 
     assert not sums_tokens("tpu", None)
@@ -80,27 +74,16 @@ def test_forward_mode_derivatives() -> None:
     *inputs, _ = arrays("float32")
     steps = tuple(jnp.ones_like(array) for array in inputs)
     expected = jax.jvp(linear.from_library, tuple(inputs), steps)
-    for function in (linear.linear_map, linear.by_products):
+    for function in (linear.linear, linear.by_products):
         for one, other in zip(jax.jvp(function, tuple(inputs), steps), expected, strict=True):
             np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_an_override_and_an_unknown_lowering() -> None:
     x, kernel, bias, _ = arrays("float32")
-    with pytest.raises(ValueError, match="linear has no lowering 'product'; did you mean 'prod"):
-        linear.linear_map(x, kernel, bias, lowering="product")
-    with (
-        lowerings.override(linear="nothing"),
-        pytest.raises(ValueError, match="linear has no lowering 'nothing'"),
-    ):
-        linear.linear_map(x, kernel, bias)
-
-
-def test_the_layer_is_flax_s_with_its_parameters() -> None:
-    x, *_ = arrays("float32")
-    ours = linear.Linear(6, 10, dtype=jnp.float32, rngs=nnx.Rngs(0))
-    flax = nnx.Linear(6, 10, rngs=nnx.Rngs(0))
-    assert jax.tree.structure(nnx.state(ours)) == jax.tree.structure(nnx.state(flax))
-    np.testing.assert_allclose(ours(x), flax(x), atol=1e-6)
-    half = linear.Linear(6, 10, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-    assert half(x).dtype == jnp.bfloat16
+    for name, message in (("product", "; did you mean 'products'"), ("nothing", "; there are")):
+        with (
+            lowerings.override(linear=name),
+            pytest.raises(ValueError, match=f"linear has no lowering '{name}'{message}"),
+        ):
+            linear.linear(x, kernel, bias)

@@ -1,4 +1,4 @@
-"""Forcing the lowerings of a whole model."""
+"""The choice of lowerings: overrides, and platforms known while tracing."""
 
 import jax
 import jax.extend.core
@@ -34,6 +34,9 @@ def test_inner_overrides_win_and_leave_the_rest() -> None:
             assert lowerings.chosen("pooling") == "dense"
             assert lowerings.chosen("attention") == "plain"
         assert lowerings.chosen("pooling") == "grouped"
+        with lowerings.override(pooling=None):
+            assert lowerings.chosen("pooling") is None
+            assert lowerings.chosen("attention") == "plain"
     assert lowerings.chosen("attention") is None
 
 

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax import nnx
 
 from pit_jax.ops import lowerings, patches
 
@@ -41,8 +40,8 @@ def torch_patches(patch: int, stride: int) -> np.ndarray:
     ],
 )
 def test_equals_torch(patch: int, stride: int, lowering: str | None):
-    embed = functools.partial(patches.embedded_patches, stride=stride, lowering=lowering)
-    found = jax.jit(embed)(*example(patch))
+    embed = lowerings.override(patches=lowering)(patches.embed_patches)
+    found = jax.jit(functools.partial(embed, stride=stride))(*example(patch))
     expected = torch_patches(patch, stride)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
 
@@ -74,14 +73,13 @@ def test_gradients_equal_the_definition(
 
 
 def test_cpus_compute_a_product_and_tpus_a_convolution_of_rows():
-    layer = patches.PatchProjection(3, 7, patch=4, stride=2, dtype=jnp.float32, rngs=nnx.Rngs(0))
-    images, _, _ = example(4)
+    images, kernel, bias = example(4)
 
     def operations(platform: str) -> dict[str, tuple[int, ...]]:
         """Names of the operations, and the shapes of their second operands."""
 
         def embed(images: jax.Array) -> jax.Array:  # a new function each time: JAX caches traces
-            return layer(images)
+            return patches.embed_patches(images, kernel, bias, stride=2)
 
         with lowerings.compiling_for(platform):
             jaxpr = jax.make_jaxpr(embed)(images).jaxpr
@@ -98,10 +96,11 @@ def test_cpus_compute_a_product_and_tpus_a_convolution_of_rows():
 
 def test_patches_that_cannot_be_cut_are_refused():
     images, kernel, bias = example(3)
-    for lowering in ("rows", "product"):
-        with pytest.raises(
-            ValueError, match=r'3 x 3 pixels .* stride 2: use lowering="convolution"'
-        ):
-            patches.embedded_patches(images, kernel, bias, stride=2, lowering=lowering)
-    with pytest.raises(ValueError, match="patches has no lowering 'convolutoin'"):
-        patches.embedded_patches(images, kernel, bias, stride=2, lowering="convolutoin")
+    messages = {
+        "rows": r'3 x 3 pixels .* stride 2: use lowerings.override\(patches="convolution"\)',
+        "product": "3 x 3 pixels .* stride 2: use",
+        "convolutoin": "patches has no lowering 'convolutoin'",
+    }
+    for lowering, message in messages.items():
+        with lowerings.override(patches=lowering), pytest.raises(ValueError, match=message):
+            patches.embed_patches(images, kernel, bias, stride=2)

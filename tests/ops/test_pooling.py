@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pit_jax import sharding
-from pit_jax.ops import pooling
+from pit_jax.ops import lowerings, pooling
 
 
 def torch_pool(maps: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -42,7 +42,7 @@ def example(height: int, width: int, multiplier: int) -> tuple[np.ndarray, ...]:
 )
 def test_equals_torch(lowering: str | None, height: int, width: int, multiplier: int):
     maps, kernel, bias = example(height, width, multiplier)
-    pool = functools.partial(pooling.depthwise_pool, lowering=lowering)
+    pool = lowerings.override(pooling=lowering)(pooling.depthwise_pool)
     found = jax.jit(pool)(maps, kernel, bias)
     assert found.shape[1:3] == (pooling.pooled_size(height), pooling.pooled_size(width))
     np.testing.assert_allclose(found, torch_pool(maps, kernel, bias), rtol=0, atol=2e-6)
@@ -55,7 +55,7 @@ def test_gradients_equal_the_definition(lowering: str):
 
     def gradients(name: str) -> tuple[jax.Array, ...]:
         def loss(*arguments: jax.Array) -> jax.Array:
-            return (pooling.depthwise_pool(*arguments, lowering=name) * weights).sum()
+            return (pooling.LOWERINGS[name](*arguments) * weights).sum()
 
         return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*inputs)
 
@@ -77,7 +77,7 @@ def test_devices_exchange_no_gradient_of_zeros():
 
     def gradients(lowering: str, *inputs: jax.Array) -> Any:
         def loss(*inputs: jax.Array) -> jax.Array:
-            pooled = pooling.depthwise_pool(*inputs, lowering=lowering)
+            pooled = pooling.LOWERINGS[lowering](*inputs)
             return (pooled * jnp.cos(jnp.arange(32.0)).reshape(1, 1, 1, 32)).sum()
 
         return jax.grad(loss, argnums=(0, 1, 2))(*inputs)

@@ -27,7 +27,7 @@ TENSORS = {
 SETTINGS = {
     "package": {"delta": 0.1, "wd_ratio": 0.1, "nesterov": False},
     "timm": {"delta": 0.1, "wd_ratio": 0.01, "nesterov": True},
-    # Large enough that every tensor of more than one axis is projected, per channel.
+    # Large enough to project every tensor of more than one axis, per channel.
     "always": {"delta": 1e3, "wd_ratio": 0.01, "nesterov": False},
     "never": {"delta": 0.0, "wd_ratio": 0.01, "nesterov": False},
 }
@@ -65,7 +65,7 @@ def gradients(step: int) -> dict[str, np.ndarray]:
 
 @functools.cache
 def reference(name: str) -> dict[str, np.ndarray]:
-    """What timm's AdamP makes of the weights, in our layout."""
+    """Returns the weights after timm's AdamP, in our layout."""
     import torch
     from timm.optim import AdamP
 
@@ -95,7 +95,7 @@ def place_whole(value: np.ndarray) -> jax.Array:
 def train(
     name: str, place: Callable[[np.ndarray], jax.Array] = place_whole
 ) -> dict[str, np.ndarray]:
-    """What "adamp" makes of the weights, under jit."""
+    """Returns the weights after our "adamp", under jit."""
     optimizer = make_optimizer("adamp", RATE, weight_decay=DECAY, **SETTINGS[name])
 
     @jax.jit
@@ -141,7 +141,7 @@ def test_sharding_does_not_change_the_steps():
     mesh = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
     def shard(value: np.ndarray) -> jax.Array:
-        # The longest axis, were it the channels' or not, as a size rule would.
+        # The longest axis, of channels or not, as the size rule of training does.
         axes = [None] * value.ndim
         longest = int(np.argmax(value.shape))
         if value.shape[longest] % 4 == 0:

@@ -17,7 +17,7 @@ from pit_jax.weights.match import table_of
 
 CONFIG = zoo.model_config("pit_ti", image_size=64)
 TABLE = table_of(CONFIG)
-# Compiling takes most of the time here; this takes a third off, and leaves the arithmetic alone.
+# Compiling takes most of the time here; this saves a third and leaves the arithmetic unchanged.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 RUNS = {
@@ -28,7 +28,7 @@ RUNS = {
 
 
 def reference_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The weights the recorded numbers were made with (rule of the recording)."""
+    """Makes the weights of the recording, by its rule."""
     w = np.random.RandomState(zlib.crc32(f"0/{name}".encode())).standard_normal(shape)
     if name in ("pos_embed", "cls_token"):
         w = 0.5 * w
@@ -53,7 +53,7 @@ def params() -> parameters.Params:
 
 @pytest.fixture(scope="module")
 def loss_and_gradient():
-    """Of the recorded batch, at given parameters."""
+    """Returns loss and gradients of the recorded batch at given parameters."""
     graphdef, _ = zoo.abstract(CONFIG)
     images = np.random.RandomState(zlib.crc32(b"0/traj")).standard_normal((8, 3, 64, 64))
     images, labels = jnp.asarray(images.transpose(0, 2, 3, 1), jnp.float32), jnp.arange(8) * 100

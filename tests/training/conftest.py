@@ -10,11 +10,6 @@ from pit_jax.tasks import experiments
 TINY = Path(__file__).parents[1] / "tiny.py"
 
 
-@pytest.fixture
-def workdir(tmp_path: Path) -> Path:
-    return tmp_path / "run"
-
-
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of an uninterrupted run on eight devices; to be read, or copied first."""

@@ -23,13 +23,13 @@ from pit_jax.training.durations import to_steps
 )
 def test_a_duration_is_a_number_of_steps_rounded_to_the_nearest(duration: str, steps: int):
     """Epochs of five steps of 32 images."""
-    assert to_steps("it", duration, steps_per_epoch=5, batch_size=32) == steps
+    assert to_steps(duration, steps_per_epoch=5, batch_size=32) == steps
 
 
 @pytest.mark.parametrize(
     "duration", ["3", "epochs", "-1 steps", "3 weeks", "1e3 steps", ".5 epochs", "_ steps"]
 )
 def test_another_text_is_refused_with_its_option(duration: str):
-    with pytest.raises(ValueError, match="it must be a number and a unit, such as") as caught:
-        to_steps("it", duration, steps_per_epoch=5, batch_size=32)
+    with pytest.raises(ValueError, match=r"^must be a number and a unit, such as") as caught:
+        to_steps(duration, steps_per_epoch=5, batch_size=32)
     assert repr(duration) in str(caught.value)

@@ -17,7 +17,7 @@ from pit_jax.weights.verify import reference_model
 
 @pytest.fixture(scope="session")
 def tiny_options() -> dict[str, Any]:
-    """Options that turn pit_ti into a small model."""
+    """Fields that shrink a pit_ti."""
     sizes = {"widths": (8, 16), "depths": (1, 2), "heads": (1, 2)}
     return {**sizes, "image_size": 40, "num_classes": 5}
 

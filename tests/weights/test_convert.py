@@ -1,4 +1,4 @@
-"""The converter's command line: the files it writes, its messages, and untouched outputs."""
+"""The converter's command line: files written, messages, and files left alone."""
 
 import hashlib
 import json
@@ -152,7 +152,7 @@ def test_a_failed_verification_writes_nothing(
         (["--to=torch"], "expected a file name that ends in .pth"),
         (["--image_size=big"], "expected SIZE or HEIGHT,WIDTH, found 'big'"),
         (["--image_size=4"], "image_size (4, 4) is smaller than patch_size 16"),
-        (["--num_classes=7"], "does not fit"),
+        (["--num_classes=7"], 'head="new" takes a fresh one; here --head=new'),
         (["--modle=pit_ti"], "unrecognized arguments: --modle=pit_ti; --help lists the flags"),
     ],
 )

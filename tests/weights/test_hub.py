@@ -95,7 +95,7 @@ def hub() -> Iterator[tuple[str, dict[str, dict[str, bytes]]]]:
 def load_all(
     sources: list[str], options: dict[str, Any], settings: dict[str, str]
 ) -> list[list[Any]]:
-    """Loads the sources in a separate program, under these environment variables."""
+    """Loads the sources in a program of its own, under these environment variables."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, json.dumps(options), *sources],
         env={**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1", **settings},
@@ -153,7 +153,7 @@ def test_models_load_from_the_hub(
         ["hf:three/part/name: expected hf:owner/name or hf:owner/name@revision"],
     ]
 
-    # Downloaded files are in the client's cache; the error names those that are not.
+    # Downloaded files stay in the client's cache; others are reported as out of reach.
     cached, absent = load_all(
         ["hf:timm/pit_ti_224.in1k", "hf:timm/pit_xs_224.in1k"],
         tiny_options,

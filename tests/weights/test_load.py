@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 import safetensors.torch
 import torch
 
@@ -193,6 +194,29 @@ def test_models_are_identified(tiny: PiTConfig, memory_file: MemoryFile) -> None
     assert identify(carded, image_size=(48, 40)).config.image_size == (48, 40)
     with pytest.raises(ValueError, match=r"does not fit pit_s: its card says .* a pit_ti\. L"):
         identify(carded, "pit_s")
+
+
+def test_a_network_of_two_names_loads_under_either(
+    memory_file: MemoryFile, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = memory_file(zoo.model_config("deit_ti", image_size=32, num_classes=7), "timm")
+    path = tmp_path / "deit.safetensors"
+    safetensors.numpy.save_file(file.tensors, path)
+    bare = read(path)
+    assert fitting_models(bare) == [["vit_ti", "deit_ti"]]
+    with caplog.at_level(logging.INFO):
+        found = identify(bare, image_size=(32, 32))
+    assert "deit.safetensors is taken as vit_ti, also named deit_ti" in caplog.text
+    for name in ("vit_ti", "deit_ti"):
+        named = identify(bare, name, image_size=(32, 32))
+        assert (named.name, named.config) == (name, found.config)
+        card = make_card(name, named.config, source="")
+        carded = identify(dataclasses.replace(bare, card=card))
+        assert (carded.name, carded.config) == (name, found.config)
+        assert_equal(fit(carded), fit(named))
+    wrong = re.escape("does not fit pit_ti:\n  the model it fits is vit_ti or deit_ti")
+    with pytest.raises(ValueError, match=wrong):
+        load_weights(path, "pit_ti")
 
 
 @pytest.mark.parametrize("size", [(40, 40), (96, 48), (24, 40), (72, 112)])

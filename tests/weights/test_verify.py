@@ -1,4 +1,4 @@
-"""--verify finds no difference where there is none, and finds one where there is."""
+"""--verify: equal models agree, and a wrong kernel or position shows."""
 
 import dataclasses
 from collections.abc import Callable

@@ -1,11 +1,12 @@
-"""What ResNet and RegNet share: convolutions with batch normalisation, bottlenecks, the network
-around the stages.
+"""Layers that ResNet and RegNet share: convolutions with batch normalisation, bottlenecks, and the
+network around the stages.
 
 Letters: B batch, H W map height and width, C channels, K classes. Modules hold parameters and
-running statistics, and change neither: in training the statistics of the batch go out through the
-`Recorder`, and `params.update_statistics` folds them into the running ones.
+running statistics, and change neither. In training the statistics of the batch go out through the
+`Recorder`, and `parameters.update_statistics` folds them into the running ones.
 """
 
+import itertools
 import math
 from typing import Any
 
@@ -14,18 +15,21 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from pit_jax.models.capture import Recorder
 from pit_jax.models.convnet.config import SMALLEST_IMAGE, RegNetConfig, ResNetConfig
 from pit_jax.models.initializers import Initializer, constant, normal
-from pit_jax.models.layers import FeatureInfo, Recorder, check_images, split_key, stochastic_depth
+from pit_jax.models.interface import FeatureInfo, check_images
+from pit_jax.models.layers import Linear
+from pit_jax.models.stochastic import split_key, stochastic_depth, training_key
 
-# What `capture=` can ask for, and the names under which it comes back.
+# Kinds of intermediates that `capture=` accepts.
 CAPTURES = ("stem", "stages", "pre_logits", "batch_statistics")
 
 BATCH_NORM_EPSILON = 1e-5
 
 
 class BatchNorm(nnx.Module):
-    """Normalises channels by running statistics, in training by those of the batch.
+    """Batch normalisation: by running statistics, in training by those of the batch.
 
     Under `jax.jit` the batch is the global one, however it is sharded: PyTorch's synchronised
     batch normalisation. The arithmetic is float32.
@@ -45,7 +49,7 @@ class BatchNorm(nnx.Module):
         if train:
             mean = x.mean((0, 1, 2), keepdims=True)
             var = jnp.square(x - mean).mean((0, 1, 2), keepdims=True)
-            # Batches are normalised by the biased variance, but remembered by the unbiased one.
+            # As in PyTorch, the biased variance normalises, the unbiased one is averaged.
             count = x.size // x.shape[-1]
             unbiased = var * (count / max(count - 1, 1))
             record.save("batch_statistics", f"{name}/mean", mean.reshape(-1))
@@ -59,9 +63,9 @@ class ConvNorm(nnx.Module):
 
     Args:
       window: side of the kernel.
-      padding: zeros on every side. Explicit: "SAME" would pad even maps on one side only where the
-        stride is 2, which shifts every window by a pixel.
-      zero_scale: start the normalisation at zero, and with it the branch it ends.
+      padding: zeros on every side. Explicit: with stride 2, "SAME" would pad even maps on one side
+        only, which shifts every window by a pixel.
+      zero_scale: starts the normalisation, and the branch that it ends, at zero.
     """
 
     def __init__(
@@ -96,13 +100,13 @@ class ConvNorm(nnx.Module):
 
 
 def _he_fan_out(window: int, out_features: int) -> Initializer:
-    """N(0, 2 / fan_out), what torchvision and timm start convolutions from."""
+    """N(0, 2 / fan_out), the initial values of torchvision's and timm's convolutions."""
     return normal(math.sqrt(2.0 / (window * window * out_features)))
 
 
 class SqueezeExcitation(nnx.Module):
-    """Scales every channel by a gate in (0, 1), computed from the mean map by two 1x1 convolutions
-    with bias.
+    """Scales every channel by a gate in (0, 1), which two 1x1 convolutions with bias compute from
+    the channels' means (Hu et al. 2018).
     """
 
     def __init__(self, width: int, squeezed: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
@@ -127,11 +131,11 @@ class SqueezeExcitation(nnx.Module):
 
 
 class Bottleneck(nnx.Module):
-    """Residual block of a 1x1, a 3x3 and a 1x1 convolution; the stride is on the 3x3 one.
+    """Residual block of a 1x1, a 3x3 and a 1x1 convolution, with the stride on the 3x3 one.
 
     Args:
       inner: channels of the 3x3 convolution, in `groups` groups.
-      squeezed: channels of the squeezed vector of squeeze-and-excitation, 0 for none.
+      squeezed: channels between the two layers of squeeze-and-excitation; 0 for none.
       drop_path: probability of dropping the branch.
     """
 
@@ -205,7 +209,7 @@ class Stage(nnx.Module):
 
 
 class ConvNet(nnx.Module):
-    """A stem, stages, and a linear head on the mean of the last map; families fill in the parts.
+    """A stem, stages, and a linear head on the mean of the last map.
 
     A family sets `stem`, `stage0`, `stage1`, ..., and with classes `head`.
     """
@@ -213,7 +217,7 @@ class ConvNet(nnx.Module):
     config: ResNetConfig | RegNetConfig
     dtype: DTypeLike
     stem: ConvNorm
-    head: nnx.Linear
+    head: Linear
 
     def __call__(
         self,
@@ -234,7 +238,7 @@ class ConvNet(nnx.Module):
             every stage's map (B, H, W, C); "pre_logits", the mean of the last map (B, C);
             "batch_statistics", in training the mean and the unbiased variance (C,) of every
             normalisation's input, under the paths of the running statistics, for
-            `params.update_statistics`.
+            `parameters.update_statistics`.
 
         Returns:
           Logits (B, K) in float32. With `num_classes=0` the mean of the last map (B, C) takes the
@@ -257,8 +261,8 @@ class ConvNet(nnx.Module):
     def features(
         self, images: jax.Array, *, train: bool = False, key: jax.Array | None = None
     ) -> dict[int, jax.Array]:
-        """The map of every stage, {stride: (B, H, W, C)}, for use as a backbone; the last one's
-        only where all stages have one grid.
+        """Map of every stage, {stride: (B, H, W, C)}, for use as a backbone; where all stages have
+        one grid, that of the last stage alone.
         """
         maps = self._encode(images, train, key, Recorder((), CAPTURES))
         strides = self.config.strides
@@ -266,8 +270,8 @@ class ConvNet(nnx.Module):
 
     @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        """Stride, channels and, at `config.image_size`, grid of every map of `features`, finest
-        first.
+        """Stride and channels of every map of `features`, finest first, and its grid at
+        `config.image_size`.
         """
         config = self.config
         return tuple(map(FeatureInfo, config.strides, config.widths, config.grids))
@@ -281,16 +285,13 @@ class ConvNet(nnx.Module):
         if images.ndim == 4 and min(images.shape[1:3]) >= SMALLEST_IMAGE:
             size = (images.shape[1], images.shape[2])
         check_images(images, (*size, config.in_channels))
-        keys = split_key(
-            key if train else None,
-            sum(config.depths),
-            needed=train and config.drop_path_rate > 0,
-        )
+        key = training_key(key, train=train, random=config.drop_path_rate > 0)
+        keys = iter(split_key(key, sum(config.depths)))
         x_bhwc = self._enter(images.astype(self.dtype), train, record)
         record.save("stem", "stem", x_bhwc)
         maps = []
         for index, depth in enumerate(config.depths):
-            stage_keys, keys = keys[:depth], keys[depth:]
+            stage_keys = list(itertools.islice(keys, depth))
             x_bhwc = getattr(self, f"stage{index}")(
                 x_bhwc, train, stage_keys, record, f"stage{index}"
             )
@@ -299,5 +300,5 @@ class ConvNet(nnx.Module):
         return maps
 
     def _enter(self, images: jax.Array, train: bool, record: Recorder) -> jax.Array:
-        """From images to the first stage's input."""
+        """Images (B, H, W, 3) to the input of the first stage."""
         return jax.nn.relu(self.stem(images, train, record, "stem"))

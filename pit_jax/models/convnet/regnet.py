@@ -1,4 +1,4 @@
-"""RegNetY (Radosavovic et al. 2020), whose 16 GF member teaches DeiT and PiT."""
+"""RegNetY (Radosavovic et al. 2020); the 16 GF model is the teacher of DeiT and PiT."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -7,7 +7,7 @@ from jax.typing import DTypeLike
 from pit_jax.models.convnet.config import RegNetConfig
 from pit_jax.models.convnet.layers import Bottleneck, ConvNet, ConvNorm, Stage
 from pit_jax.models.initializers import Initializer, constant, normal
-from pit_jax.models.layers import linear
+from pit_jax.models.layers import Linear
 
 
 class RegNet(ConvNet):
@@ -18,7 +18,7 @@ class RegNet(ConvNet):
 
     Args:
       config: the architecture.
-      dtype: what the arithmetic runs in; parameters, batch normalisation and logits are float32.
+      dtype: of the arithmetic; parameters, batch normalisation and logits are float32.
       rngs: source of the initial parameters.
     """
 
@@ -57,7 +57,7 @@ class RegNet(ConvNet):
                 width = features
             setattr(self, f"stage{index}", Stage(blocks))
         if config.num_classes:
-            self.head = linear(width, config.num_classes, init=_head_init, dtype=dtype, rngs=rngs)
+            self.head = Linear(width, config.num_classes, init=_head_init, dtype=dtype, rngs=rngs)
 
 
 def _head_init(fan_in: int) -> tuple[Initializer, Initializer]:

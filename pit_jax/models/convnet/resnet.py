@@ -1,14 +1,15 @@
-"""ResNet with bottlenecks (He et al. 2016) in torchvision's form, and without its pooling."""
+"""ResNet with bottlenecks (He et al. 2016), in torchvision's form and without pooling."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from pit_jax.models.capture import Recorder
 from pit_jax.models.convnet.config import RESNET_PATCH, ResNetConfig
 from pit_jax.models.convnet.layers import Bottleneck, ConvNet, ConvNorm, Stage
 from pit_jax.models.initializers import torch_default_init
-from pit_jax.models.layers import Recorder, linear
+from pit_jax.models.layers import Linear
 
 
 class ResNet(ConvNet):
@@ -20,7 +21,7 @@ class ResNet(ConvNet):
 
     Args:
       config: the architecture.
-      dtype: what the arithmetic runs in; parameters, batch normalisation and logits are float32.
+      dtype: of the arithmetic; parameters, batch normalisation and logits are float32.
       rngs: source of the initial parameters.
     """
 
@@ -61,7 +62,7 @@ class ResNet(ConvNet):
                 width = features
             setattr(self, f"stage{index}", Stage(blocks))
         if config.num_classes:
-            self.head = linear(
+            self.head = Linear(
                 width, config.num_classes, init=torch_default_init, dtype=dtype, rngs=rngs
             )
 

@@ -5,24 +5,27 @@ Letters: B batch, H W map height and width, N = T + H*W tokens, T class-type tok
 distilled), C channels, K classes.
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from pit_jax.models.capture import Recorder
 from pit_jax.models.initializers import normal, torch_default_init
-from pit_jax.models.layers import Block, DropRates, Recorder, dropout, linear
+from pit_jax.models.layers import Block, Linear, PatchProjection
 from pit_jax.models.pit.config import PiTConfig
+from pit_jax.models.stochastic import DropRates, dropout
 from pit_jax.models.token_classifier import TokenClassifier, block_rates
 from pit_jax.ops import pooling
-from pit_jax.ops.patches import PatchProjection
 
-# What `capture=` can ask for, and the names under which it comes back.
+# Kinds of intermediates that `capture=` accepts.
 CAPTURES = ("embedding", "blocks", "attention", "stages", "pre_logits")
-# The axes of what is captured that run over tokens.
+# Token axes of the captured sequences.
 _TOKEN_AXES = {"blocks": (1,), "attention": (2, 3)}
 
-# Of the class token and the map of positions; everything else starts as PyTorch does by default.
+# For the class token and the map of positions; all other parameters start at PyTorch's default.
 token_init = normal(0.02)
 
 
@@ -48,7 +51,9 @@ class PatchEmbedding(nnx.Module):
 
 
 class DepthwisePool(nnx.Module):
-    """Parameters of the depthwise convolution; the arithmetic is `pooling.depthwise_pool`."""
+    """Depthwise convolution, computed by `pooling.depthwise_pool`: (B, H, W, C) to (B, H/2, W/2,
+    out_width).
+    """
 
     def __init__(self, width: int, out_width: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         kernel_init, bias_init = torch_default_init(pooling.WINDOW**2)
@@ -64,25 +69,24 @@ class DepthwisePool(nnx.Module):
 
 
 class TokenPooling(nnx.Module):
-    """Between stages: halves the grid and widens the channels; class tokens only widen.
+    """Pooling between stages: halves the grid of the map and widens its channels.
 
-    The class tokens have no place on the grid, so they travel beside the map and only change width
-    here.
+    Class tokens have no place on the grid, so that a linear layer widens them.
     """
 
     def __init__(self, width: int, out_width: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.conv = DepthwisePool(width, out_width, dtype=dtype, rngs=rngs)
-        self.fc = linear(width, out_width, init=torch_default_init, dtype=dtype, rngs=rngs)
+        self.fc = Linear(width, out_width, init=torch_default_init, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens_btc: jax.Array, maps_bhwc: jax.Array) -> tuple[jax.Array, jax.Array]:
         return self.fc(tokens_btc), self.conv(maps_bhwc)
 
 
 class _ClassTokensFirst(Recorder):
-    """Records of sequences that end with their class tokens, in the order of the papers.
+    """Recorder of sequences [map, class tokens] that puts the class tokens first, as the papers do.
 
     Args:
-      record: keeps them.
+      record: keeps the values.
       class_tokens: T.
     """
 
@@ -99,9 +103,9 @@ class _ClassTokensFirst(Recorder):
 class Stage(nnx.Module):
     """Blocks `block0`, `block1`, ... on the sequence [map in row-major order, class tokens].
 
-    Blocks do not know an order of tokens. Behind the map, class tokens come and go without moving
-    all others by a place, for which TPUs, which keep tokens in lanes, take two hundredths of a
-    training step. What is captured has them in front, as everywhere else.
+    Blocks do not depend on the order of tokens. Class tokens in front would shift the whole map by
+    a place in every stage, which costs TPUs, where tokens lie in lanes, 2 % of a training step.
+    Captured sequences have the class tokens in front, as everywhere else.
     """
 
     def __init__(
@@ -144,8 +148,8 @@ class PiT(TokenClassifier):
 
     Args:
       config: the architecture.
-      dtype: what the arithmetic runs in; parameters, softmax, normalisation statistics and logits
-        are float32.
+      dtype: of the arithmetic; parameters, softmax, normalisation statistics and logits are
+        float32.
       rngs: source of the initial parameters.
     """
 
@@ -174,7 +178,7 @@ class PiT(TokenClassifier):
     def features(
         self, images: jax.Array, *, train: bool = False, key: jax.Array | None = None
     ) -> dict[int, jax.Array]:
-        """Un-normalised map of every stage, {stride: (B, H, W, C)}, for use as a backbone."""
+        """Map of every stage, not normalised, {stride: (B, H, W, C)}, for use as a backbone."""
         _, maps = self._encode(images, train, key, Recorder((), CAPTURES))
         return dict(zip(self.config.strides, maps, strict=True))
 
@@ -188,18 +192,19 @@ class PiT(TokenClassifier):
     ) -> tuple[jax.Array, list[jax.Array]]:
         """Class tokens (B, T, C) after the last stage, and every stage's map (B, H, W, C)."""
         config = self.config
-        maps_bhwc, (embedding_key, *block_keys) = self._prepare(images, train, key, record)
+        maps_bhwc, embedding_key, block_keys = self._embed(images, train, key, record)
         maps_bhwc = dropout(maps_bhwc, config.dropout_rate, embedding_key)
         class_token = self.class_token[...].astype(self.dtype)
         tokens_btc = jnp.broadcast_to(class_token, (images.shape[0], *class_token.shape[1:]))
 
+        keys = iter(block_keys)
         maps = []
         for index, depth in enumerate(config.depths):
             if index:
                 tokens_btc, maps_bhwc = getattr(self, f"pool{index - 1}")(tokens_btc, maps_bhwc)
-            keys, block_keys = block_keys[:depth], block_keys[depth:]
+            stage_keys = list(itertools.islice(keys, depth))
             tokens_btc, maps_bhwc = getattr(self, f"stage{index}")(
-                tokens_btc, maps_bhwc, keys, record, f"stage{index}"
+                tokens_btc, maps_bhwc, stage_keys, record, f"stage{index}"
             )
             record.save("stages", f"stage{index}/tokens", tokens_btc)
             record.save("stages", f"stage{index}/map", maps_bhwc)

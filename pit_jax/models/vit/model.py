@@ -9,21 +9,22 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from pit_jax.models.capture import Recorder
 from pit_jax.models.initializers import deit_init, normal
-from pit_jax.models.layers import Block, Recorder, dropout
+from pit_jax.models.layers import Block, PatchProjection
+from pit_jax.models.stochastic import dropout
 from pit_jax.models.token_classifier import TokenClassifier, block_rates
 from pit_jax.models.vit.config import ViTConfig
-from pit_jax.ops.patches import PatchProjection
 
-# What `capture=` can ask for, and the names under which it comes back.
+# Kinds of intermediates that `capture=` accepts.
 CAPTURES = ("embedding", "blocks", "attention", "pre_logits")
 
-# Of the class tokens and the positions.
+# For the class tokens and the positions.
 token_init = normal(0.02)
 
 
 class PatchEmbedding(nnx.Module):
-    """Patches side by side, each projected to a token: a convolution whose stride is its size.
+    """Projects patches that do not overlap: a convolution whose stride is its window.
 
     DeiT leaves this one layer at PyTorch's default initialisation.
     """
@@ -50,8 +51,8 @@ class ViT(TokenClassifier):
 
     Args:
       config: the architecture.
-      dtype: what the arithmetic runs in; parameters, softmax, normalisation statistics and logits
-        are float32.
+      dtype: of the arithmetic; parameters, softmax, normalisation statistics and logits are
+        float32.
       rngs: source of the initial parameters.
     """
 
@@ -84,7 +85,7 @@ class ViT(TokenClassifier):
     def features(
         self, images: jax.Array, *, train: bool = False, key: jax.Array | None = None
     ) -> dict[int, jax.Array]:
-        """The un-normalised patches after the last block as a map, {stride: (B, H, W, C)}."""
+        """Map of the patches after the last block, not normalised, {stride: (B, H, W, C)}."""
         config = self.config
         x_bnc = self._encode(images, train, key, Recorder((), CAPTURES))
         patches = x_bnc[:, config.class_tokens :]
@@ -101,7 +102,7 @@ class ViT(TokenClassifier):
     ) -> jax.Array:
         """Tokens (B, N, C) after the last block: class, distillation, patches row by row."""
         config = self.config
-        maps_bhwc, (embedding_key, *block_keys) = self._prepare(images, train, key, record)
+        maps_bhwc, embedding_key, block_keys = self._embed(images, train, key, record)
         batch, height, width, channels = maps_bhwc.shape
         tokens = [self.class_token]
         if config.distilled:

@@ -72,7 +72,7 @@ def distillation_loss(
       ValueError: the student has one head, the kind is unknown, alpha or temperature is out of
         range, or the shapes of logits and targets differ.
     """
-    check_distillation(kind, alpha, temperature)
+    _check_options(kind, alpha, temperature)
     if not isinstance(outputs, tuple):
         raise ValueError(
             "distillation needs a student with a distillation head, which returns a pair of logits "
@@ -98,8 +98,7 @@ def distillation_loss(
     return (1.0 - alpha) * cross_entropy(class_logits, targets) + alpha * distance
 
 
-def check_distillation(kind: str, alpha: float, temperature: float) -> None:
-    """Refuses options of `distillation_loss` that are out of range."""
+def _check_options(kind: str, alpha: float, temperature: float) -> None:
     if kind not in DISTILLATIONS:
         raise ValueError(
             f"unknown distillation {kind!r}{suggestion(kind, DISTILLATIONS)}; there are "

@@ -4,7 +4,6 @@ from typing import Any
 
 from pit_jax.models import zoo
 from pit_jax.tasks.classification.config import ClassificationConfig
-from pit_jax.tasks.classification.losses import check_distillation
 
 # Value of `distillation.teacher_weights` for a teacher with initial parameters, to test a machine.
 UNTRAINED = "untrained"
@@ -40,7 +39,6 @@ def teacher_of(config: ClassificationConfig, student: Any) -> Any | None:
     options = config.distillation
     if options.kind == "none":
         return None
-    check_distillation(options.kind, options.alpha, options.temperature)
     if not getattr(student, "distilled", False):
         name = f"{config.model.name}_distilled"
         fitting = name if name in zoo.rows() else "a *_distilled model"

@@ -14,13 +14,12 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from pit_jax.augment.resize import resize
-from pit_jax.data.images import check_protocol
 from pit_jax.models import parameters, zoo
 from pit_jax.tasks.classification.augmentation import training_batch
 from pit_jax.tasks.classification.config import ClassificationConfig, Protocol
 from pit_jax.tasks.classification.losses import cross_entropy, distillation_loss
 from pit_jax.tasks.classification.networks import UNTRAINED, network_of, teacher_of
-from pit_jax.tasks.classification.placement import placement
+from pit_jax.tasks.classification.placement import Placement, placement
 from pit_jax.training import initial
 from pit_jax.training.evaluation import EvaluationStep
 from pit_jax.training.task import Batch, Evaluation, Metric, Network, Params, Shapes, Task
@@ -39,6 +38,7 @@ class Classification(Task):
       config: options of the experiment.
       network: configuration of the model.
       teacher: configuration of the teacher; None without distillation.
+      place: division of the input pipeline between host and device; None to decide it here.
       num_examples: size of the training split.
       data: name of the training split.
       train_source, eval_source: the opened splits; None in a task without data.
@@ -60,6 +60,7 @@ class Classification(Task):
         network: Any,
         *,
         teacher: Any | None = None,
+        place: Placement | None = None,
         num_examples: int = IMAGENET_IMAGES,
         data: str = "imagenet2012/train",
         train_source: Any = None,
@@ -70,7 +71,7 @@ class Classification(Task):
         self.data = data
         self.train_source = train_source
         self.eval_source = eval_source
-        self.placement = placement(config)
+        self.placement = place or placement(config)
         self.network = network
         self.teacher = teacher
 
@@ -78,9 +79,8 @@ class Classification(Task):
     def open(cls, config: ClassificationConfig) -> Self:
         from pit_jax.data.sources import check_splits, open_source
 
-        check_protocol(config.data.eval_protocol)
-        # Mistakes in the model are found before data is opened, which may prepare it for hours.
-        placement(config)
+        # Mistakes are found before data is opened, which may prepare it for hours.
+        place = placement(config)
         network_of(config, config.model.num_classes or 1)
         train = open_source(config.data.name, config.data.train_split, config.data.data_dir)
         held_out = open_source(config.data.name, config.data.eval_split, config.data.data_dir)
@@ -90,6 +90,7 @@ class Classification(Task):
             config,
             network,
             teacher=teacher_of(config, network),
+            place=place,
             num_examples=len(train),
             data=train.name,
             train_source=train,

@@ -24,7 +24,7 @@ from pit_jax.weights.write import write_weights
 
 TEACHER = {"base_width": 2, "depths": (1, 1), "drop_path_rate": 0.5}
 TEACHER_CONFIG = zoo.model_config("resnet50", image_size=16, num_classes=10, **TEACHER)
-TINY = Path(__file__).parents[1] / "tiny.py"
+TINY = Path(__file__).parents[2] / "tiny.py"
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,7 @@ def seen(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def test_every_example_once_an_epoch_in_a_new_order(source: Source):
-    # A crop of the whole image, so that examples can be told apart by their pixels.
+    # Crops of the whole image, so that pixels identify examples.
     whole = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "size": (8, 8)}
     found, labels = take(training(source, **whole), 8)
     assert found.shape == (256, 8, 8, 3)

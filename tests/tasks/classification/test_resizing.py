@@ -20,8 +20,8 @@ from pit_jax.training import step
 from pit_jax.training.batches import TrainBatches
 from pit_jax.training.setup import Experiment
 
-# (width, height) of the files: ImageNet's mean, portrait, square, wide, tall, small, and two that
-# a canvas of 512 does not hold whole.
+# (width, height) of the files: ImageNet's mean, portrait, square, wide, tall, small, and two too
+# large for a canvas of 512.
 SHAPES = [
     (500, 375),
     (375, 500),

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pit_jax.models import zoo
+from pit_jax.options import option
 from pit_jax.training.config import ModelConfig, TrainConfig
 from pit_jax.training.evaluation import EvaluationStep, outputs_over
 from pit_jax.training.task import Batch, Evaluation, Metric, Network, Params, Shapes, Task
@@ -23,8 +24,7 @@ SIDE = 8
 class NoiseConfig:
     """Noise of the measured brightness."""
 
-    scale: float = 0.01
-    """Standard deviation, as a share of white."""
+    scale: float = option(0.01, "Standard deviation, as a share of white.", at_least=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class RegressionConfig(TrainConfig):
 class Protocol:
     """Pictures on which weights are evaluated."""
 
-    examples: str = dataclasses.field(default="24", metadata={"help": "how many pictures"})
+    examples: str = option("24", "how many pictures")
 
 
 class Regression(Task):

@@ -1,4 +1,4 @@
-"""Kernels that the compiler cannot partition, run on each device's share of the batch."""
+"""Kernels that the compiler cannot partition, run on each device's shard of the batch."""
 
 import itertools
 import math
@@ -10,8 +10,8 @@ from jax.custom_batching import custom_vmap, sequential_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-# Takes arrays and gives arrays, of any batch size, which is the first axis of each but of those
-# that are shared. One with sums gives two sequences: such arrays, and sums over the batch.
+# Maps arrays to arrays, for any batch size. The batch is the first axis of every array but the
+# shared ones. A kernel with sums returns two sequences: such arrays, and sums over the batch.
 Kernel = Callable[..., Any]
 
 
@@ -20,20 +20,20 @@ def per_batch_shard(
 ) -> Any:
     """Calls a kernel on arrays (B, ...) that may be split over devices; axis 0 is independent.
 
-    A mesh known from the operands' types gives a `shard_map`, whose programs the compilation cache
-    can find again. Without one, the operands' shardings are found while compiling.
-    Under `jax.vmap` the mapped axis joins the batch, where nothing is shared or summed; otherwise
-    one call follows the other.
+    If the operands' types know the mesh, this is a `shard_map`, whose programs the persistent
+    compilation cache finds again. Otherwise the compiler finds the operands' shardings.
+    Under `jax.vmap` the mapped axis joins the batch, unless arrays are shared or summed: then one
+    call follows the other.
 
     Args:
       kernel: takes `operands`, then `shared`.
       *operands: each (B, ...).
-      shared: what all of the batch needs, such as weights: whole on every device.
-      sums: whether the kernel gives a second sequence, of sums over the batch, which are then
+      shared: arrays that the whole batch needs, such as weights; replicated on every device.
+      sums: whether the kernel returns a second sequence, of sums over the batch; these are then
         summed over devices, too.
 
     Returns:
-      What the kernel gives.
+      The kernel's results.
     """
     if shared or sums:
         count = len(operands)
@@ -62,9 +62,9 @@ def per_batch_shard(
     return call(*operands)
 
 
-def share(x: jax.Array | jax.ShapeDtypeStruct) -> int:
-    """How many rows of an array (B, ...) a device's kernel is sure to get a multiple of: all of its
-    share, where that is known.
+def rows_per_shard(x: jax.Array | jax.ShapeDtypeStruct) -> int:
+    """Number of rows of an array (B, ...) that divides every device's shard: the size of the shard,
+    where that is known.
     """
     if not isinstance(x, jax.Array):
         return x.shape[0]
@@ -77,13 +77,13 @@ def share(x: jax.Array | jax.ShapeDtypeStruct) -> int:
 
 
 def _axes(x: jax.Array) -> tuple[str, ...]:
-    """Of the mesh that an array's type knows, the axes that split its first axis evenly."""
+    """Axes of the mesh in an array's type that split its first axis evenly."""
     axes: list[str] = []
-    shares = 1
+    shards = 1
     for name, size in jax.typeof(x).sharding.mesh.shape.items():
-        if x.shape[0] % (shares * size) == 0:
+        if x.shape[0] % (shards * size) == 0:
             axes.append(name)
-            shares *= size
+            shards *= size
     return tuple(axes)
 
 
@@ -94,11 +94,11 @@ def _split(
     if mesh.empty:
         return _partitioned(kernel, operands, shared, sums)
     if AxisType.Auto not in mesh.axis_types:
-        # Inside a shard_map: this is a device's share already, and so are its sums.
+        # Inside a shard_map: this is a device's shard already, and so are its sums.
         return kernel(*operands, *shared)
     axes = _axes(operands[0])
     rows, whole = PartitionSpec(axes), PartitionSpec()
-    # `check_vma` would have the kernel say which axes its results differ over.
+    # With `check_vma` the kernel would have to state the axes that its results vary over.
     return jax.shard_map(
         _summed(kernel, axes) if sums else kernel,
         mesh=mesh,
@@ -109,7 +109,7 @@ def _split(
 
 
 def _summed(kernel: Kernel, axes: str | Sequence[str] | None) -> Kernel:
-    """A kernel whose sums are over the devices of mesh axes, too."""
+    """Kernel whose sums run over the devices of mesh axes, too."""
 
     def call(*arrays: jax.Array) -> Any:
         results, totals = kernel(*arrays)
@@ -121,7 +121,7 @@ def _summed(kernel: Kernel, axes: str | Sequence[str] | None) -> Kernel:
 def _partitioned(
     kernel: Kernel, operands: Sequence[jax.Array], shared: Sequence[jax.Array], sums: bool
 ) -> Any:
-    """The kernel with a rule for the compiler's partitioner: along the batch, or not at all."""
+    """Kernel with a rule for the compiler's partitioner: along the batch, or not at all."""
     both = jax.eval_shape(kernel, *operands, *shared)
     results, totals = both if sums else (both, ())
 
@@ -137,7 +137,7 @@ def _partitioned(
             (rows,) * len(operands) + (whole,) * len(shared),
         )
 
-    # "batch x0 x1, batch x2, x3 x4 -> batch x5, x6": every axis but the batch is an array's own.
+    # "batch x0 x1, batch x2, x3 x4 -> batch x5, x6": arrays have no axis in common but the batch.
     own = (f"x{number}" for number in itertools.count())
 
     def axes_of(array: Any, batched: bool) -> str:

@@ -1,6 +1,7 @@
-"""What is between the two linear layers of a residual branch, in the TPU kernels of `branch_tpu`.
+"""The operation between the two linear layers of a residual branch, inside the TPU kernels of
+`branch_tpu`: the GELU of an MLP, or attention.
 
-Letters: C channels, M what the first linear layer gives, K what the second one takes, H heads, D
+Letters: C channels, M outputs of the first linear layer, K inputs of the second one, H heads, D
 head width. Tokens lie in lanes, those of several images side by side.
 """
 
@@ -15,101 +16,102 @@ from jax.experimental import pallas as pl
 
 from pit_jax.ops import attention_tpu
 from pit_jax.ops.attention import self_attention
-from pit_jax.ops.attention_tpu import LANES, Ref
 from pit_jax.ops.gelu import COEFFICIENTS, gelu
-from pit_jax.ops.linear import linear_map
+from pit_jax.ops.linear import linear
+from pit_jax.ops.tpu import LANES, ROWS, Ref, ShapeAndDtype
 
-# Shape and dtype.
-Array = tuple[tuple[int, ...], Any]
-
-# Rows of a register in bfloat16: what sizes have to be multiples of.
-ROWS = 16
-# Of the maps of one image, which bounds the time that a program takes to compile.
+# Both bound the time that a program takes to compile: registers of the maps of one image, and
+# values of a hidden layer that are computed at a time.
 _PROGRAM_REGISTERS = 4096
-# Values of a hidden layer that are worked on at a time, which bounds the same.
 _SLICE_SIZE = 1280 * 1024
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a program works on at a time.
+    """The tokens and weights of one program.
 
     Attributes:
-      tokens: of an image.
-      together: images side by side.
+      tokens: N of one image.
+      images: number of images side by side in lanes.
       channels: C.
       width: M.
       dtype: of tokens and weights.
     """
 
     tokens: int
-    together: int
+    images: int
     channels: int
     width: int
     dtype: jnp.dtype
 
     @property
     def lanes(self) -> int:
-        return self.tokens * self.together
+        """Tokens of all images."""
+        return self.tokens * self.images
 
 
 @dataclasses.dataclass(frozen=True)
 class Gelu:
-    """The middle of an MLP, as `gelu.by_polynomial`; half of x is what most is computed from."""
+    """GELU of an MLP, as `gelu.by_polynomial`, computed from half of x."""
 
     name = "mlp"
 
-    def apart(self, tokens: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-        """The first linear layer and this of (B, N, C), to (B, N, K), without these kernels."""
-        return gelu(linear_map(tokens, kernel, bias))
+    def by_xla(self, tokens: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+        """The first linear layer and this operation without a kernel: (B, N, C) to (B, N, K)."""
+        return gelu(linear(tokens, kernel, bias))
 
-    def taken(self, work: Work) -> int:
-        """K for M."""
+    def width_out(self, work: Work) -> int:
+        """K."""
         return work.width
 
     def supports(self, work: Work) -> bool:
-        """Whether it can do that."""
+        """Whether the kernels can do this work, VMEM aside."""
         return True
 
     def slices(self, work: Work) -> int:
-        """Into how many equal ones M and K are split, for a loop over them."""
+        """Number of equal slices of M and K that the kernels loop over."""
         least = pl.cdiv(work.width * work.lanes, _SLICE_SIZE)
         counts = range(least, work.width // LANES + 1)
         return next((n for n in counts if work.width % (n * LANES) == 0), 1) if least > 1 else 1
 
-    def saved(self, work: Work) -> list[Array]:
-        """What the backward pass reads."""
+    def residuals(self, work: Work) -> list[ShapeAndDtype]:
+        """Results of the forward pass that the backward pass reads."""
         return [((work.width, work.lanes), work.dtype)]
 
-    def unsaved(self, work: Work) -> list[Array]:
-        """VMEM of the forward pass where nothing is saved."""
+    def forward_scratch(self, work: Work) -> list[ShapeAndDtype]:
+        """VMEM of the forward pass, in place of the residuals, where none are needed."""
         return []
 
-    def scratch(self, work: Work) -> list[Array]:
+    def backward_scratch(self, work: Work) -> list[ShapeAndDtype]:
         """VMEM of the backward pass."""
         return []
 
-    def values(self, work: Work) -> list[Array]:
-        """What the compiler keeps in VMEM besides, an estimate from above."""
+    def temporaries(self, work: Work) -> list[ShapeAndDtype]:
+        """Upper estimate of the intermediate values that the compiler keeps in VMEM."""
         return [((work.width // self.slices(work), work.lanes), jnp.float32)] * 3
 
-    def forward(self, given: jax.Array, work: Work, saved: Sequence[Ref]) -> jax.Array:
-        """From a slice of (M, lanes), float32, to that of (K, lanes); what it saves, it saves as
-        rounded.
+    def forward(self, x: jax.Array, work: Work, kept: Sequence[Ref]) -> jax.Array:
+        """A slice of (M, lanes), float32, to one of (K, lanes).
+
+        Args:
+          x: outputs of the first linear layer.
+          work: of the program.
+          kept: where residuals go, or the scratch in their place. The result is computed from the
+            residuals as they are rounded, so that the backward pass sees the same values.
         """
-        half = 0.5 * given
-        for half_ref in saved:
+        half = 0.5 * x
+        for half_ref in kept:
             half_ref[0] = half.astype(work.dtype)
             half = half_ref[0].astype(jnp.float32)
         return (half + half * _tanh(half)[0]).astype(work.dtype)
 
     def backward(
-        self, gradient: jax.Array, work: Work, saved: Sequence[Ref], scratch: Sequence[Ref]
+        self, gradient: jax.Array, work: Work, kept: Sequence[Ref], scratch: Sequence[Ref]
     ) -> tuple[jax.Array, jax.Array]:
-        """From the gradient of that result, of a slice of (K, lanes), the result, and the gradient
-        of that slice of (M, lanes).
+        """The result of `forward` again, a slice of (K, lanes), and the gradient of its input, a
+        slice of (M, lanes), from the gradient of the result.
         """
-        (half_ref,) = saved
+        (half_ref,) = kept
         half = half_ref[0].astype(jnp.float32)
         tanh, square = _tanh(half)
         # Beyond 16 the density is zero in float32; squares must not overflow.
@@ -118,12 +120,12 @@ class Gelu:
         return (half + half * tanh).astype(work.dtype), (gradient * slope).astype(work.dtype)
 
 
-# Of the argument of tanh for x / 2 instead of x.
+# Coefficients of the argument of tanh for x / 2 instead of x.
 _HALF_COEFFICIENTS = tuple(2 * 4**power * value for power, value in enumerate(COEFFICIENTS))
 
 
 def _tanh(half: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """2 Phi(2 * half) - 1, and half squared."""
+    """(2 Phi(2 * half) - 1, half squared)."""
     square = half * half
     value = jnp.full_like(half, _HALF_COEFFICIENTS[-1])
     for coefficient in _HALF_COEFFICIENTS[-2::-1]:
@@ -133,7 +135,7 @@ def _tanh(half: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @dataclasses.dataclass(frozen=True)
 class Attention:
-    """The middle of an attention branch: softmax(q k^T / sqrt(D)) v of all heads of an image.
+    """Attention softmax(q k^T / sqrt(D)) v of all heads of an image.
 
     Attributes:
       heads: H, which divides the channels.
@@ -143,10 +145,10 @@ class Attention:
 
     name = "attention"
 
-    def apart(self, tokens: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    def by_xla(self, tokens: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
         return self_attention(self.heads, tokens, kernel, bias).reshape(tokens.shape)
 
-    def taken(self, work: Work) -> int:
+    def width_out(self, work: Work) -> int:
         return work.width // 3
 
     def supports(self, work: Work) -> bool:
@@ -154,10 +156,10 @@ class Attention:
         return work.width % (3 * self.heads * ROWS) == 0 and registers <= _PROGRAM_REGISTERS
 
     def slices(self, work: Work) -> int:
-        """All heads of an image are worked on together."""
+        """One: all heads of an image are computed at a time."""
         return 1
 
-    def saved(self, work: Work) -> list[Array]:
+    def residuals(self, work: Work) -> list[ShapeAndDtype]:
         """Queries, keys and values; outputs; logarithms of the softmax's denominators."""
         channels = work.width // 3 // self.heads
         return [
@@ -166,13 +168,13 @@ class Attention:
             ((self.heads, 1, work.lanes), jnp.float32),
         ]
 
-    def unsaved(self, work: Work) -> list[Array]:
-        return [((1, *shape), dtype) for shape, dtype in self.saved(work)]
+    def forward_scratch(self, work: Work) -> list[ShapeAndDtype]:
+        return [((1, *shape), dtype) for shape, dtype in self.residuals(work)]
 
-    def scratch(self, work: Work) -> list[Array]:
+    def backward_scratch(self, work: Work) -> list[ShapeAndDtype]:
         """Gradients of queries, keys and values; of outputs; sums over blocks of queries."""
-        joint, mixed, _ = self.saved(work)
-        sums: Array = ((*mixed[0][:2], work.tokens), jnp.float32)
+        joint, mixed, _ = self.residuals(work)
+        sums: ShapeAndDtype = ((*mixed[0][:2], work.tokens), jnp.float32)
         in_blocks = self._plan(work).queries < work.tokens
         return [
             ((1, *joint[0]), work.dtype),
@@ -180,31 +182,31 @@ class Attention:
             *([sums] * 2 * in_blocks),
         ]
 
-    def values(self, work: Work) -> list[Array]:
-        """Maps, what the second linear layer takes, both of its gradients, and the first one's."""
-        maps: Array = ((work.tokens, self._plan(work).queries), jnp.float32)
-        joint: Array = ((work.width, work.lanes), work.dtype)
-        mixed: Array = ((self.taken(work), work.lanes), work.dtype)
-        product: Array = ((work.channels + ROWS, work.width), jnp.float32)
+    def temporaries(self, work: Work) -> list[ShapeAndDtype]:
+        """Maps, the input of the second linear layer, the gradients of both linear layers."""
+        maps: ShapeAndDtype = ((work.tokens, self._plan(work).queries), jnp.float32)
+        joint: ShapeAndDtype = ((work.width, work.lanes), work.dtype)
+        mixed: ShapeAndDtype = ((self.width_out(work), work.lanes), work.dtype)
+        product: ShapeAndDtype = ((work.channels + ROWS, work.width), jnp.float32)
         return [*[maps] * 3, joint, mixed, product]
 
-    def forward(self, given: jax.Array, work: Work, saved: Sequence[Ref]) -> jax.Array:
-        joint, mixed, log_sum = saved
+    def forward(self, x: jax.Array, work: Work, kept: Sequence[Ref]) -> jax.Array:
+        joint, mixed, log_sum = kept
         channels = joint.shape[3]
         for kind in range(3):
             for head in range(self.heads):
                 start = (kind * self.heads + head) * channels
-                joint[0, kind, head] = given[start : start + channels].astype(work.dtype)
+                joint[0, kind, head] = x[start : start + channels].astype(work.dtype)
         plan = self._plan(work)
         for _, keys, queries in _blocks(work, plan.queries):
             results = (_Lanes(ref, (), queries) for ref in (mixed, log_sum))
             attention_tpu.attend(plan, work.tokens, *_heads(joint, queries, keys), *results)
-        return mixed[0].reshape(self.taken(work), work.lanes)
+        return mixed[0].reshape(self.width_out(work), work.lanes)
 
     def backward(
-        self, gradient: jax.Array, work: Work, saved: Sequence[Ref], scratch: Sequence[Ref]
+        self, gradient: jax.Array, work: Work, kept: Sequence[Ref], scratch: Sequence[Ref]
     ) -> tuple[jax.Array, jax.Array]:
-        joint, mixed, log_sum = saved
+        joint, mixed, log_sum = kept
         to_joint, to_mixed, *sums = scratch
         channels = joint.shape[3]
         for head in range(self.heads):
@@ -215,19 +217,24 @@ class Attention:
             known = (_Lanes(ref, (), queries) for ref in (mixed, log_sum, to_mixed))
             refs = (*_heads(joint, queries, keys), *known, *_heads(to_joint, queries, keys), *sums)
             attention_tpu.attend_backward(plan, work.tokens, *refs, block=block)
-        taken = mixed[0].reshape(self.taken(work), work.lanes)
-        return taken, to_joint[0].reshape(work.width, work.lanes)
+        out = mixed[0].reshape(self.width_out(work), work.lanes)
+        return out, to_joint[0].reshape(work.width, work.lanes)
 
     def _plan(self, work: Work) -> attention_tpu.Plan:
-        return attention_tpu.whole_image(work.tokens, self.heads)
+        return attention_tpu.whole_image_plan(work.tokens, self.heads)
 
 
 Middle = Gelu | Attention
 
 
+def slice_sums(middle: Middle, work: Work) -> list[ShapeAndDtype]:
+    """Scratch for the sum over slices of M and K; none where there is a single slice."""
+    return [((work.channels, work.lanes), jnp.float32)] * (middle.slices(work) > 1)
+
+
 def _blocks(work: Work, queries: int) -> Iterator[tuple[int, Any, Any]]:
-    """Of the images that lie side by side, and of their blocks of queries: the number of the block,
-    the lanes of the keys and those of the queries.
+    """(index of the block, lanes of the keys, lanes of the queries) for every block of queries of
+    every image side by side.
     """
     for start in range(0, work.lanes, work.tokens):
         for block, first in enumerate(range(0, work.tokens, queries)):
@@ -236,8 +243,8 @@ def _blocks(work: Work, queries: int) -> Iterator[tuple[int, Any, Any]]:
 
 
 class _Lanes:
-    """Some lanes of a reference (1, ..., H, D, lanes), which need not begin at a register's first:
-    views of references themselves do.
+    """View of some lanes of a reference (1, ..., H, D, lanes). Unlike Pallas's own views, it may
+    begin in the middle of a register.
     """
 
     def __init__(self, ref: Ref, at: tuple[int, ...], lanes: Any):
@@ -258,5 +265,5 @@ class _Lanes:
 
 
 def _heads(joint: Ref, queries: Any, keys: Any) -> list[_Lanes]:
-    """Queries, keys and values (1, H, D, their lanes) of (1, 3, H, D, lanes)."""
+    """Queries, keys and values, views (1, H, D, their lanes) of (1, 3, H, D, lanes)."""
     return [_Lanes(joint, (kind,), lanes) for kind, lanes in enumerate((queries, keys, keys))]

@@ -55,7 +55,7 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Seconds for a whole batch; `error` and nothing else where a lowering does not run."""
+    """Seconds for a whole batch; only `error` if a lowering does not run."""
 
     operation: str
     place: str

@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing programs side by side, describing the machine, tables."""
+"""Shared by the benchmarks: timing programs side by side, describing the machine, tables."""
 
 import dataclasses
 import importlib.metadata
@@ -50,7 +50,7 @@ class Timing:
 
 
 def once(program: Program) -> float:
-    """Seconds of one round, waited for."""
+    """Seconds of one round, until its results are there."""
     return _window(program, 1)
 
 
@@ -65,7 +65,7 @@ def _window(program: Program, rounds: int) -> float:
 def time_together(
     programs: Mapping[str, Program], *, repeats: int, window: float
 ) -> dict[str, Timing]:
-    """Times programs in turns, so that whatever else the machine does falls on all alike.
+    """Times programs in turns, so that other load of the machine falls on all of them.
 
     Args:
       repeats: windows of each.
@@ -99,7 +99,7 @@ def compiled_peak(compiled: Any) -> int | None:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures are of: processor, devices, load, versions."""
+    """Processor, devices, load and versions behind the figures."""
     info = Path("/proc/cpuinfo")
     found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.M) if info.exists() else None
     return {

@@ -79,7 +79,7 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What was found of one program; `error` and nothing else where it did not run."""
+    """Measurements of one program; only `error` if it did not run."""
 
     model: str
     mode: str
@@ -353,7 +353,7 @@ def replaced_fields(pairs: list[str]) -> dict[str, Any]:
 
 
 def settings(options: argparse.Namespace) -> list[tuple[str, Setting]]:
-    """What to measure, by the model's name."""
+    """Settings to measure, by the model's name."""
     found = []
     for model in options.models:
         fields = replaced_fields(options.set)
@@ -381,7 +381,7 @@ def set_up_torch(options: argparse.Namespace) -> str:
 
 
 def main() -> int:
-    """Measures, prints and saves; 1 where a program of ours did not run."""
+    """Measures, prints and saves; returns 1 if a program of ours did not run."""
     options = parse_options()
     plan = settings(options)
     report: dict[str, Any] = {"machine": machine(), "rows": []}

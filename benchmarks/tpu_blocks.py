@@ -1,4 +1,4 @@
-"""What each lowering gains in one transformer block on TPUs, by the compiler's estimate.
+"""Gain of each lowering in one transformer block on TPUs, by the compiler's estimate.
 
     python benchmarks/tpu_blocks.py [--model pit_s] [--batch 128] [--chip v5e] [--json FILE]
 

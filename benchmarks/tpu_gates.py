@@ -1,5 +1,6 @@
-"""What a step costs on TPUs by the compiler's estimate, plain JAX and ours side by side; exits
-non-zero where a gate is missed. No TPU is needed, but libtpu is.
+"""Cost of a step on TPUs by the compiler's estimate, plain JAX and ours side by side.
+
+Exits non-zero if a gate is missed. No TPU is needed, but libtpu is.
 
     python benchmarks/tpu_gates.py [--models pit_s] [--batch 128] [--topology v5e:2x2] [--json FILE]
     python benchmarks/tpu_gates.py --models pit_ti pit_xs pit_s pit_b deit_s --ours-only
@@ -49,7 +50,7 @@ PLAIN = {
     "linear": "xla",
     "pooling": "grouped",
 }
-# What makes the recipe's step a bare one.
+# Options that make the recipe's step a bare one.
 BARE = {
     "optimizer.name": "adamw",
     "optimizer.options": {},
@@ -76,7 +77,7 @@ class Case:
 
     @property
     def rate(self) -> float:
-        """Images per second of one chip, but for exchanges; 0 where it does not fit."""
+        """Images per second of one chip, exchanges left out; 0 where it does not fit."""
         estimate = self.report.estimate
         return estimate.images_per_second_alone if estimate else 0.0
 
@@ -175,7 +176,7 @@ def product_cycles(config: TransformerConfig, kind: str) -> float:
 
 
 def attention_bundles(model: str, topology: str, batch: int) -> float:
-    """Of an image, forward and backward: the kernels of attention alone, in all layers."""
+    """Bundles of attention's own kernels in all layers, forward and backward, per image."""
     config = zoo.model_config(model)
     on = chips.parse_slice(topology)
     place = jax.sharding.SingleDeviceSharding(libtpu.devices(on)[0])
@@ -196,7 +197,7 @@ def attention_bundles(model: str, topology: str, batch: int) -> float:
 
 
 def gates(train: Case, inference: Case, attention: float) -> list[Gate]:
-    """What has to hold for PiT-S on v5e with 128 images a chip.
+    """The bounds for PiT-S on v5e with 128 images a chip.
 
     Args:
       train: the step.
@@ -283,7 +284,7 @@ def compare_models(options: argparse.Namespace) -> tuple[dict[str, Any], list[Ga
 
 
 def advantages(rates: Mapping[tuple[str, str], float]) -> list[list[str]]:
-    """How much faster than the rival every model is, and would be if the blocks' products took all
+    """Speed of every model over the rival's, and what it would be if the blocks' products took all
     of the time and no more than they must.
 
     Args:
@@ -325,7 +326,7 @@ def compare_slices(options: argparse.Namespace) -> tuple[dict[str, Any], list[Ga
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compiles, prints, judges; 1 where a gate is missed."""
+    """Compiles, prints and judges; returns 1 if a gate is missed."""
     parser = argparse.ArgumentParser(description="Estimates and gates of training on TPUs.")
     parser.add_argument("--models", nargs="+", default=[GATED], choices=zoo.list_models())
     parser.add_argument("--batch", type=int, default=128, help="images a chip")

@@ -1,4 +1,4 @@
-"""What the trainer costs beyond the compiled step: on the host, at checkpoints, at the start.
+"""Costs of the trainer beyond the compiled step: on the host, at checkpoints, at the start.
 
     python benchmarks/trainer.py [--only overhead checkpoint start] [--repeats 5] [--json]
 
@@ -114,7 +114,7 @@ def overhead(repeats: int, scratch: Path) -> list[Figure]:
 
 
 class _Ready:
-    """A batch that costs nothing to make, over and over, in the place of those of the pipeline."""
+    """One batch again and again, which costs nothing to make, instead of the pipeline's."""
 
     def __init__(self, batch: dict[str, Any]) -> None:
         rows = jax.device_get(batch)
@@ -131,7 +131,7 @@ class _Ready:
 
 
 def _tiny_experiment(steps: int) -> Any:
-    """A network so small that a step is next to nothing but what surrounds it."""
+    """A network so small that a step consists of little but overhead."""
     from pit_jax.tasks.experiments import default_config
 
     config = default_config()
@@ -257,7 +257,7 @@ MEASUREMENTS: dict[str, Callable[[int, Path], list[Figure]]] = {
 
 
 def main() -> None:
-    """Measures what was asked for; prints a table, and JSON on request."""
+    """Runs the chosen measurements; prints a table, and JSON on request."""
     parser = argparse.ArgumentParser(description="Cost of the trainer beyond its compiled step.")
     parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, default=list(MEASUREMENTS))
     parser.add_argument("--repeats", type=int, default=5)

@@ -1,11 +1,12 @@
-"""A small PiT on the handwritten digits that scikit-learn carries: the whole system in minutes.
+"""A small PiT on the handwritten digits of scikit-learn: the whole system in minutes.
 
     python train.py --config=configs/digits.py --workdir=DIR
 
 No table of the paper: 1,437 real 8x8 scans to train on, 360 to test, enlarged to 24x24. The network
 is a PiT with class token and two poolings (grids 11, 6, 3). Two CPU cores are enough.
 
-`--config=configs/digits.py:smoke` runs every part in a fraction of the time and reaches nothing.
+`--config=configs/digits.py:smoke` runs every part in a fraction of the time and reaches no accuracy
+worth reporting.
 """
 
 from ml_collections import ConfigDict

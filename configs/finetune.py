@@ -7,27 +7,27 @@
         --config.data.eval_split=test
 
 The argument is MODEL,SIZE[,transfer][,smoke]: a model of `pit_jax.list_models()`, and 224 or 384.
-`--config.init_from` has to be given: a weights file, a torch file, a run directory or a model of
-the hub. Positions for another image size are resized, and the log says so.
+`--config.init_from` is required: a weights file, a torch file, a run directory or a model of the
+hub. Positions for another image size are resized, and the log says so.
 
 MODEL,SIZE is what DeiT's script does for its 384 models on ImageNet: AdamW, 30 epochs of 512 images
-at 5e-6, which is also the minimum, so that after the warm-up the learning rate stays; next to no
-weight decay; no stochastic depth; augmentation as in training, RandAugment included.
+at 5e-6, which is also the minimum, so that the learning rate is constant after the warm-up; weight
+decay 1e-8; no stochastic depth; augmentation as in training, RandAugment included.
 
 MODEL,SIZE,transfer is what DeiT's authors give for CIFAR-10 and Stanford Cars (their issue 45): SGD
 at 0.01, weight decay 1e-4, 1,000 epochs of 768 images, neither random erasing nor stochastic depth,
 all else as in training, and a new head. They do not say whether 0.01 is before or after their
-scaling with the batch; it is taken as after.
+scaling with the batch; here it is after.
 
 A distilled model is better fine-tuned with its teacher (`--config.distillation.kind=hard`, and see
 docs/training.md); without one only its class token learns.
 
-Hardware: any number of devices that divides the batch; at 384, pit_b wants `--config.accumulate` or
+Hardware: any number of devices that divides the batch; at 384, pit_b needs `--config.accumulate` or
 `--config.remat=dots` on small ones. Expected accuracy: unknown; nobody has measured it with this
 code, and the PiT paper publishes no 384 model.
 
-`:MODEL,SIZE,smoke` trains a tiny PiT by the same recipe for four steps on the digits, from scratch
-unless weights are given, in seconds, and reaches nothing.
+`:MODEL,SIZE,smoke` trains a tiny PiT by the same recipe for four steps on the digits, in seconds
+and to no accuracy worth reporting; from scratch unless weights are given.
 """
 
 from ml_collections import ConfigDict
@@ -42,7 +42,7 @@ OPTIONS = ("transfer", "smoke")
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The experiment; `variant` is "MODEL,SIZE", and ",transfer" and ",smoke" where wanted."""
+    """The experiment; `variant` is "MODEL,SIZE", then ",transfer" and ",smoke" if wanted."""
     model, size, *chosen = variant.split(",") if "," in variant else ("", "")
     known = size in map(str, SIZES) and set(chosen) <= set(OPTIONS)
     if not model or not known or len(chosen) != len(set(chosen)):

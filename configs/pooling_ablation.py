@@ -3,22 +3,22 @@
     python train.py --config=configs/pooling_ablation.py:vit_s,pooling --workdir=DIR
     python train.py --config=configs/pooling_ablation.py:vit_s,no_pooling --workdir=DIR2
 
-The argument is PAIR,pooling or PAIR,no_pooling, and ,smoke where wanted. Figure 2 has the pairs
-resnet_w32, resnet_w48, resnet_w64 and resnet_w96: ResNet-50 of that base width, and the same blocks
-on one grid of 14x14. Figure 3 has vit_ti, vit_xs, vit_s and vit_b: the PiT of that name, and a ViT.
-The networks of a pair differ by less than 3 % in multiply-accumulates.
+The argument is PAIR,pooling or PAIR,no_pooling, optionally followed by ,smoke. Figure 2 has the
+pairs resnet_w32, resnet_w48, resnet_w64 and resnet_w96: ResNet-50 of that base width, and the same
+blocks on one grid of 14x14. Figure 3 has vit_ti, vit_xs, vit_s and vit_b: the PiT of that size, and
+a ViT. The networks of a pair differ by less than 3 % in multiply-accumulates.
 
 The figures are curves without numbers: training loss and validation accuracy over FLOPs, validation
 over training accuracy. With pooling, all are better at the same cost. **Nobody has measured any of
-it with this code yet.** `train/loss` and `train/top1` are those of metrics.jsonl.
+it with this code yet.** The curves are `train/loss`, `train/top1` and `test/top1` of metrics.jsonl.
 
 The setting is that of configs/vanilla.py, whose choices, hardware and command for a pod hold here;
-time grows with the cost that the start of a run logs. What the paper leaves open besides:
+time grows with the cost that the start of a run logs. Further choices where the paper is silent:
 
 * Sizes and widths: "several network sizes by changing the base channel size" is all it says of
-  Figure 2, and nothing of Figure 3. Taken are the sizes of PiT, and ResNets of 1 to 9 GMACs.
+  Figure 2, and nothing of Figure 3. Here they are the sizes of PiT, and ResNets of 1 to 9 GMACs.
 * ResNet without pooling: "the stem layer reduces the feature to 14 x 14" and "feature dimensions
-  like ViT" are taken for one convolution of 16x16 and stride 16, and one width in all 16 blocks.
+  like ViT" are read as one convolution of 16x16 and stride 16, and one width in all 16 blocks.
 * ViT without pooling: patches of ViT's 16, heads as wide as the PiT's, 12 to 14 blocks.
 """
 

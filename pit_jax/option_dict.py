@@ -30,13 +30,18 @@ class Assignments:
     places: dict[str, str] = dataclasses.field(default_factory=dict)
     mistakes: list[str] = dataclasses.field(default_factory=list)
 
+    def add(self, place: str, mistake: str) -> None:
+        """Adds a mistake; the second of a line of a file follows from the first."""
+        if not place or not any(known.startswith(place) for known in self.mistakes):
+            self.mistakes.append(f"{place}{mistake}")
+
 
 _record: contextvars.ContextVar[Assignments | None] = contextvars.ContextVar("record", default=None)
 
 
 @contextlib.contextmanager
 def recorded() -> Iterator[Assignments]:
-    """Records assignments, and goes on after a wrong one instead of raising at the first."""
+    """Records assignments, and goes on after a wrong line instead of raising at the first."""
     record = Assignments()
     token = _record.set(record)
     try:
@@ -50,12 +55,12 @@ class OptionDict(ConfigDict):
     type of its option.
     """
 
-    _declared: type | None = None
+    _defaults: Any = None
     _path = ""
     _known: tuple[str, ...] = ()
 
     def __setitem__(self, name: Any, value: Any) -> None:
-        if self._declared is None or not self.is_locked:
+        if self._defaults is None or not self.is_locked:
             super().__setitem__(name, value)
             return
         record = _record.get()
@@ -64,21 +69,25 @@ class OptionDict(ConfigDict):
         except (AttributeError, TypeError) as error:
             if record is None:
                 raise
-            record.mistakes.append(f"{_caller()}{error}")
+            record.add(_caller(), str(error))
         else:
             if record is not None:
                 record.places[f"{self._path}.{name}"] = _caller()
 
     def __getattr__(self, name: str) -> Any:
-        if self._declared is None or name in self:
+        if self._defaults is None or name in self:
             return super().__getattr__(name)
-        raise AttributeError(self._unknown(name))
+        record, place = _record.get(), _caller()
+        if record is None or not place or name.startswith("_"):
+            raise AttributeError(self._unknown(name))
+        record.add(place, self._unknown(name))
+        return ConfigDict()  # in place of a section, to go on with the lines below
 
     def _converted(self, name: str, value: Any) -> Any:
         """The value to be kept. Raises AttributeError for an unknown name, TypeError for a value of
         another type.
         """
-        fields = options.fields(typing.cast(type, self._declared))
+        fields = options.fields(self._defaults)
         if name not in fields:
             raise AttributeError(self._unknown(name))
         if value is None or fields[name].section:
@@ -104,17 +113,18 @@ def to_config_dict(cls: type, path: str = "config") -> OptionDict:
       cls: the dataclass; its sections become ConfigDicts of their own.
       path: how messages call it.
     """
-    return _section(cls, path, tuple(options.paths(cls, path))).lock()
+    return _section(cls(), path, tuple(options.paths(cls, path))).lock()
 
 
 def declared(config: ConfigDict) -> type | None:
     """The dataclass whose options these are; None for a ConfigDict that was made otherwise."""
-    return getattr(config, "_declared", None) if isinstance(config, OptionDict) else None
+    has_defaults = isinstance(config, OptionDict) and config._defaults is not None
+    return type(config._defaults) if has_defaults else None
 
 
-def _section(cls: type, path: str, known: tuple[str, ...]) -> OptionDict:
+def _section(defaults: Any, path: str, known: tuple[str, ...]) -> OptionDict:
     config = OptionDict()
-    for name, field in options.fields(cls).items():
+    for name, field in options.fields(defaults).items():
         value = field.default
         if field.section:
             value = _section(field.section, f"{path}.{name}", known)
@@ -123,7 +133,7 @@ def _section(cls: type, path: str, known: tuple[str, ...]) -> OptionDict:
         elif isinstance(value, dict):
             value = ConfigDict(value)
         config[name] = value
-    for name, value in (("_declared", cls), ("_path", path), ("_known", known)):
+    for name, value in (("_defaults", defaults), ("_path", path), ("_known", known)):
         object.__setattr__(config, name, value)
     return config
 

@@ -10,18 +10,15 @@
         def problems(self) -> list[str]:  # what concerns several fields; may be left out
             ...
 
-`parse` makes an instance from a dictionary or ConfigDict and reports all mistakes at once,
-`reference` and `help_text` describe the options to readers, `option_dict.to_config_dict` gives the
-defaults as a ConfigDict.
+`parse` makes an instance from a dictionary or ConfigDict and reports all mistakes at once;
+`option_dict.to_config_dict` gives the defaults as a ConfigDict.
 """
 
 import copy
 import dataclasses
 import difflib
 import functools
-import inspect
 import re
-import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -124,9 +121,9 @@ class Field:
     declaration: Declaration
 
     @property
-    def section(self) -> type | None:
-        """The dataclass of a section; None for an option."""
-        return self.type if dataclasses.is_dataclass(self.type) else None
+    def section(self) -> Any:
+        """The defaults of a section, an instance of its dataclass; None for an option."""
+        return self.default if dataclasses.is_dataclass(self.default) else None
 
     def convert(self, value: Any) -> Any:
         """The value as the field's type: a tuple for a list, a float for an int.
@@ -155,24 +152,29 @@ class Field:
         return f"{text} {self.declaration.range_text()}" if self.declaration.within else text
 
 
-@functools.cache
-def fields(cls: type) -> dict[str, Field]:
-    """The options and sections of a dataclass by their names."""
-    hints, values = typing.get_type_hints(cls), cls()
+def fields(node: Any) -> dict[str, Field]:
+    """The options and sections of a dataclass, or of an instance with other defaults, by name."""
+    defaults = node() if isinstance(node, type) else node
+    hints = _hints(defaults.__class__)
     return {
         field.name: Field(
             field.name,
             hints[field.name],
-            getattr(values, field.name),
+            getattr(defaults, field.name),
             field.metadata.get(KEY, Declaration()),
         )
-        for field in dataclasses.fields(cls)
+        for field in dataclasses.fields(defaults)
     }
 
 
-def paths(cls: type, path: str = "config") -> Iterator[str]:
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def paths(node: Any, path: str = "config") -> Iterator[str]:
     """The paths of all sections and options: "config.model", "config.model.name"."""
-    for field in fields(cls).values():
+    for field in fields(node).values():
         yield f"{path}.{field.name}"
         if field.section:
             yield from paths(field.section, f"{path}.{field.name}")
@@ -192,17 +194,17 @@ def parse(cls: type, values: Any, path: str = "config") -> Any:
     """
     values = values if isinstance(values, dict) else values.to_dict()
     mistakes: list[str] = []
-    parsed = _parse(cls, values, path, list(paths(cls, path)), mistakes)
+    parsed = _parse(cls(), values, path, list(paths(cls, path)), mistakes)
     if mistakes:
         raise OptionsError(mistakes)
     return parsed
 
 
 def _parse(
-    cls: type, values: dict[str, Any], path: str, known: list[str], mistakes: list[str]
+    defaults: Any, values: dict[str, Any], path: str, known: list[str], mistakes: list[str]
 ) -> Any:
-    """The instance, or None where there are mistakes; those are added to the list."""
-    declared, arguments, before = fields(cls), dict[str, Any](), len(mistakes)
+    """The defaults with the values, or None where there are mistakes; the list takes those up."""
+    declared, arguments, before = fields(defaults), dict[str, Any](), len(mistakes)
     for name, value in values.items():
         own = f"{path}.{name}"
         if name not in declared:
@@ -219,7 +221,7 @@ def _parse(
                 mistakes.append(str(error))
     if len(mistakes) > before:
         return None
-    parsed = cls(**arguments)
+    parsed = dataclasses.replace(defaults, **arguments)
     mistakes += parsed.problems() if hasattr(parsed, "problems") else []
     return parsed
 
@@ -313,42 +315,3 @@ def _is_within(number: float, interval: str) -> bool:
     above = number > low if interval[0] == "(" else number >= low
     below = number < high if interval[-1] == ")" else number <= high
     return above and below
-
-
-def reference(cls: type, path: str = "config") -> str:
-    """Markdown: for each section a heading, its docstring and a table of its options.
-
-    Raises:
-      ValueError: an option without a help text.
-    """
-    declared = fields(cls).values()
-    lines = [f"### `{path}`", "", inspect.getdoc(cls) or "", ""]
-    lines += ["| option | type | default | meaning |", "|---|---|---|---|"]
-    for field in declared:
-        if field.section:
-            continue
-        if not field.declaration.help:
-            raise ValueError(f"{path}.{field.name} has no help text: declare it by option(...)")
-        cells = (f"`{field.name}`", f"`{field.values_text()}`", f"`{field.default!r}`")
-        row = (*cells, field.declaration.help)
-        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |")
-    sections = [
-        reference(field.section, f"{path}.{field.name}") for field in declared if field.section
-    ]
-    return "\n".join([*lines, "", *sections])
-
-
-def help_text(cls: type, path: str = "config", width: int = 100) -> str:
-    """Plain text for a terminal: the options of each section with type, default and meaning."""
-    declared = fields(cls).values()
-    lines = [f"{path}: {' '.join((inspect.getdoc(cls) or '').split())}"]
-    for field in declared:
-        if not field.section:
-            lines.append(f"  --{path}.{field.name}={field.default!r}  ({field.values_text()})")
-            lines += textwrap.wrap(
-                field.declaration.help, width, initial_indent=" " * 8, subsequent_indent=" " * 8
-            )
-    sections = [
-        help_text(field.section, f"{path}.{field.name}") for field in declared if field.section
-    ]
-    return "\n".join([*lines, "", *sections])

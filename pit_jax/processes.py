@@ -105,26 +105,20 @@ def start_processes(
 
     If the others do not come in time, JAX ends the process, with DEADLINE_EXCEEDED in its message.
     """
-    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
-    num_processes = _number(num_processes, "JAX_NUM_PROCESSES")
-    process_id = _number(process_id, "JAX_PROCESS_ID")
-    if num_processes == 1:
+    description = (
+        coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS"),
+        _number(num_processes, "JAX_NUM_PROCESSES"),
+        _number(process_id, "JAX_PROCESS_ID"),
+    )
+    job = _described_job(*description) if description != (None, None, None) else _find_job()
+    if job is None:
         return
-    if coordinator is None and num_processes is None and process_id is None:
-        job = _find_job()
-        if job is None:
-            return
-        if job.obstacle:
-            raise job.failure(job.obstacle)
-    else:
-        _check_description(coordinator, num_processes, process_id)
-        job = _Job(num_processes, process_id, coordinator)
+    if job.obstacle:
+        raise job.failure(job.obstacle)
     job.announce(timeout)
     try:
         jax.distributed.initialize(
-            coordinator,
-            num_processes,
-            process_id,
+            *description,
             initialization_timeout=timeout,
             heartbeat_timeout_seconds=heartbeat_timeout,
         )
@@ -140,9 +134,16 @@ def start_processes(
     )
 
 
-def _check_description(
+def _described_job(
     coordinator: str | None, num_processes: int | None, process_id: int | None
-) -> None:
+) -> _Job | None:
+    """Returns the job that the user describes; None for a single process.
+
+    Raises:
+      ValueError: the description is incomplete or contradicts itself.
+    """
+    if num_processes == 1:
+        return None
     given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     missing = [name for name, value in given.items() if value is None]
     if missing:
@@ -154,6 +155,7 @@ def _check_description(
         raise ValueError(f"--coordinator={coordinator} must be HOST:PORT, e.g. {coordinator}:8476")
     if not 0 <= int(process_id or 0) < int(num_processes or 0):
         raise ValueError(f"--process_id={process_id} is not one of {num_processes} processes")
+    return _Job(num_processes, process_id, coordinator)
 
 
 def _number(value: int | None, variable: str) -> int | None:

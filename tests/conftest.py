@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-# Tests compile far more than they compute: the optimising half of the compiler is left out.
+# Tests compile far more than they compute, so the compiler skips its optimisations.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
@@ -49,8 +49,8 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Jobs of several processes first: among several workers one gets them all, beside tests that
-    take one core, where at the end all workers would start such jobs at once.
+    """Runs jobs of several processes first: one of several workers gets them all, beside tests that
+    take one core. At the end, all workers would start such jobs at once.
     """
     items.sort(key=lambda item: "test_processes" not in item.nodeid)
 
@@ -91,5 +91,5 @@ def toy(data_dir: Path) -> Iterator[Family]:
 
 @pytest.fixture
 def config() -> ConfigDict:
-    """The smallest real experiment, `tiny.py`, to be changed."""
+    """The configuration of the smallest real experiment, `tiny.py`, for a test to change."""
     return runpy.run_path(str(Path(__file__).with_name("tiny.py")))["get_config"]()

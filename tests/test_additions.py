@@ -1,8 +1,7 @@
 """A family, a task and a data set in a package of their own, each a file and a line.
 
-All programs take them. `toy/` is the work of somebody who never touches pit_jax: the package, and
-its entry points, as `pip install` would leave them. Here they are copied to a temporary folder on
-the path.
+`toy/` is an addition that never touches pit_jax: the package and its entry points, as `pip install`
+would leave them. The tests copy them to a temporary folder on the path.
 """
 
 import json

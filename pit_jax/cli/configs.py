@@ -74,6 +74,13 @@ def load(config: str) -> ConfigDict:
     return found.lock()
 
 
+def split_place(mistake: str) -> tuple[str, str]:
+    """A mistake of a config file in two: "FILE:LINE: ", or "" where there is none, and the rest."""
+    match = re.match(r"\S+\.py:\d+: ", mistake)
+    end = match.end() if match else 0
+    return mistake[:end], mistake[end:]
+
+
 def _told(error: Exception, file: str) -> str:
     """An exception of a config file in a line, with the place in the file."""
     lines = [

@@ -29,11 +29,11 @@ ERROR = 2
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Converts as the command line says.
+    """Converts weights by the flags of a command line.
 
     Returns:
-      0, or 1 where --verify finds a difference, or 2 after an error, which is said on stderr;
-      nothing is written but in the first case.
+      0, 1 if --verify finds a difference, or 2 after an error, which is printed on stderr. The
+      output is written only in the first case.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
@@ -46,14 +46,17 @@ def run(argv: Sequence[str] | None = None) -> int:
 def _parser() -> console.Parser:
     parser = console.Parser(PROGRAM, __doc__)
     add = parser.add_argument
-    add("--model", help="a name of pit_jax.list_models(); told from the file where only one fits")
-    add("--input", required=True, help="a file, a directory of ours, or hf:owner/name[@revision]")
+    add("--model", help="a name of pit_jax.list_models() (default: the one that fits the file)")
+    add("--input", required=True, help="a file, a run directory or hf:owner/name[@revision]")
     add("--output", required=True, type=Path, help="the file to write")
-    add("--to", default="jax", choices=("jax", "torch"), help="whose file to write")
-    add("--layout", help="names of a torch file: official (the default for PiT) or timm")
+    add("--to", default="jax", choices=("jax", "torch"), help="format of the output")
+    add(
+        "--layout",
+        help="names in a torch file: official (PiT's default), timm; PSViT: torch",
+    )
     add("--image_size", type=_image_size, help="SIZE or HEIGHT,WIDTH (default: the file's)")
     add("--num_classes", type=int, help="classes of the output (default: the file's)")
-    add("--head", default="load", choices=HEAD_CHOICES, help="new: fresh, where classes differ")
+    add("--head", default="load", choices=HEAD_CHOICES, help="new: fresh, if the classes differ")
     add("--verify", action="store_true", help="compare with timm's model before writing")
     return parser
 
@@ -66,7 +69,7 @@ def _image_size(text: str) -> tuple[int, int]:
 
 
 def convert(args: argparse.Namespace, command: str) -> int:
-    """Reads, fits, verifies if asked to, writes, and prints the card."""
+    """Reads, fits, optionally verifies, and writes the weights; prints the card."""
     _check_output(args)
     file = read(args.input)
     found = identify(file, args.model, image_size=args.image_size, num_classes=args.num_classes)
@@ -103,12 +106,12 @@ def convert(args: argparse.Namespace, command: str) -> int:
 
 
 def _torch_layout(args: argparse.Namespace, found: Match) -> str:
-    """The layout of the torch file to write: --layout, or the family's own."""
+    """The layout of the torch file to write: --layout, or the family's first."""
     layouts = found.table.layouts
     if not layouts:
         raise ValueError(
-            f"{found.name} has no torch layout, so it cannot be written with --to=torch: only our "
-            "own files hold it"
+            f"{found.name} has no torch layout, so it cannot be written with --to=torch; write it "
+            "with --to=jax"
         )
     layout = args.layout or layouts[0]
     found.table.check_layout(layout)
@@ -116,12 +119,12 @@ def _torch_layout(args: argparse.Namespace, found: Match) -> str:
 
 
 def _check_output(args: argparse.Namespace) -> None:
-    """Refuses an output that could not be written in the end."""
+    """Refuses an output that cannot be written, before any work is done."""
     if args.to != "torch" and args.layout:
-        raise ValueError("--layout is of torch files: add --to=torch")
+        raise ValueError("--layout applies to torch files only: add --to=torch")
     folder = args.output.parent
     if not folder.is_dir() or args.output.is_dir():
-        raise ValueError(f"--output={args.output} is no file in an existing directory")
+        raise ValueError(f"--output={args.output} is not a file in an existing directory")
     if not os.access(folder, os.W_OK):
         raise ValueError(f"--output={args.output}: the directory {folder} is not writable")
     check_suffix(args.output, torch=args.to == "torch")

@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from pit_jax.cli import console
+from pit_jax.options import fields
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
-    """Entry point: parses the command line, evaluates, prints the table."""
+    """Parses the command line, evaluates the weights, prints the table."""
     first, _ = console.or_fail(_parser(add_help=False).parse_known_args, arguments)
     if first.weights is None:
-        # Prints the help, or that --weights is missing.
+        # Exits: prints the help, or that --weights is missing.
         console.or_fail(_parser().parse_args, arguments)
     console.set_up_logging()
     console.set_up_compilation_cache()
@@ -34,7 +35,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
 
 
 def _open(options: argparse.Namespace) -> tuple[Any, Any]:
-    """The task that the weights were trained for, and the content of their file."""
+    """Reads the weights; returns the task they were trained for, and the file's content."""
     from pit_jax.tasks import registry
     from pit_jax.weights.read import read
 
@@ -43,8 +44,8 @@ def _open(options: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def _evaluate(task: Any, file: Any, defaults: Any, options: argparse.Namespace) -> Any:
-    fields = [field.name for field in dataclasses.fields(defaults)]
-    chosen = {name: getattr(options, name) for name in fields if getattr(options, name)}
+    given = {name: getattr(options, name) for name in fields(defaults)}
+    chosen = {name: value for name, value in given.items() if value}
     return task.evaluate(
         file,
         dataclasses.replace(defaults, **chosen),
@@ -68,7 +69,7 @@ def _table(task: Any, found: Any) -> list[tuple[str, str]]:
     ]
     for metric in task.metrics:
         if metric.name in found.metrics:
-            # Two digits more than in training, to compare with published figures.
+            # Two digits more than in training (one for a loss), to compare with published figures.
             digits = metric.format.replace(".2%", ".4%").replace(".4f", ".5f")
             rows.append((f"test/{metric.name}", f"{found.metrics[metric.name]:{digits}}"))
     return [*rows, ("rate", f"{_rate(found):,.0f} examples/s, compilation included")]
@@ -82,7 +83,7 @@ def _as_json(found: Any) -> dict[str, Any]:
 
 
 def _image_size(given: Sequence[str] | None) -> tuple[int, int] | None:
-    """Height and width; two arguments are read like one with a comma."""
+    """Height and width from one argument, or from two as if a comma joined them."""
     try:
         return console.image_size(",".join(given)) if given else None
     except ValueError as error:
@@ -90,11 +91,11 @@ def _image_size(given: Sequence[str] | None) -> tuple[int, int] | None:
 
 
 def _parser(task_options: Any = None, *, add_help: bool = True) -> argparse.ArgumentParser:
-    """The command line, with flags for the options of the weights' task where it is known."""
+    """The command line, with flags for the evaluation options of a task if they are given."""
     parser = console.Parser("pit-evaluate", __doc__, add_help=add_help)
     add = parser.add_argument
     add("--weights", required=add_help, help="a run directory, a weights file or hf:owner/name")
-    add("--model", help="a name of pit_jax.list_models(); told from the weights where it can be")
+    add("--model", help="a name of pit_jax.list_models() (default: the one that fits the weights)")
     add("--batch_size", type=int, default=256, help="examples per step over all devices")
     add("--image_size", nargs="+", help="SIZE or HEIGHT,WIDTH (default: the model's own)")
     add("--json", action="store_true", help="print the metrics as JSON as well")
@@ -102,10 +103,6 @@ def _parser(task_options: Any = None, *, add_help: bool = True) -> argparse.Argu
         from pit_jax.tasks.classification.config import Protocol
 
         task_options = Protocol()
-    for field in dataclasses.fields(task_options) if task_options is not None else ():
-        add(
-            f"--{field.name}",
-            help=field.metadata.get("help"),
-            choices=field.metadata.get("choices"),
-        )
+    for name, field in fields(task_options).items() if task_options else ():
+        add(f"--{name}", help=field.declaration.help, choices=field.declaration.choices or None)
     return parser

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from absl import app, flags
 from ml_collections import config_flags
 
-from pit_jax import options
-from pit_jax.cli import configs, console, mistakes
+from pit_jax.cli import configs, console, mistakes, reference
 from pit_jax.option_dict import recorded
 from pit_jax.tasks import registry
 from pit_jax.training.config import TrainConfig
@@ -71,7 +70,7 @@ def parse_flags(program: Program, arguments: Sequence[str]) -> list[str]:
             # A file that cannot be loaded says so only here, when something is asked of it.
             flags.FLAGS.config.keys()
             found += mistakes.of_experiment(flags.FLAGS.config, record)
-    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever a config file may raise
         found += mistakes.of_command_line(arguments) or [" ".join(str(error).split())]
     if found:
         console.fail(*found)
@@ -112,4 +111,4 @@ def _help(program: Program) -> str:
         default = "" if flag.default is None else f" (default: {flag.default})"
         lines.append(f"  {shown}  {flag.help}{default}")
     lines += ["  --help, --version, and --helpfull for the flags of libraries", "", "Options:", ""]
-    return "\n".join([*lines, options.help_text(registry.find(TrainConfig().task).config_class)])
+    return "\n".join([*lines, reference.help_text(registry.find(TrainConfig().task).config_class)])

@@ -58,7 +58,8 @@ def of_command_line(arguments: Sequence[str]) -> list[str]:
         try:
             config = configs.load(files[-1])
         except ValueError as error:
-            return [*mistakes, str(error)]
+            record.add(*configs.split_place(str(error)))
+            return [*mistakes, *record.mistakes]
         refused = [_override(config, path, arguments) for path, arguments in overrides.items()]
     return [*mistakes, *of_experiment(config, record), *filter(None, refused)]
 

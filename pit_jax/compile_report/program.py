@@ -1,4 +1,4 @@
-"""The programs a report is of: the trainer's own steps, on devices that need not be there."""
+"""Compiles the programs to report on: the trainer's own steps, for devices that need not exist."""
 
 import dataclasses
 import os
@@ -25,13 +25,13 @@ class Compiled:
     """A compiled step.
 
     Attributes:
-      experiment: whose.
+      experiment: the experiment that the step belongs to.
       program: one of `PROGRAMS`.
-      executable: the program; None where it does not fit.
-      too_large: the compiler's complaint where it does not fit, else None.
-      trace_seconds: until it was handed to the compiler.
-      compile_seconds: in the compiler.
-      load: how many processes wanted a core then, and of how many cores.
+      executable: the compiled program; None if it does not fit in memory.
+      too_large: the compiler's message if the program does not fit, else None.
+      trace_seconds: time until the program went to the compiler.
+      compile_seconds: time in the compiler.
+      load: load average of the machine after compilation, and number of its cores.
     """
 
     experiment: Experiment
@@ -44,7 +44,7 @@ class Compiled:
 
     @property
     def batch_size(self) -> int:
-        """Images of all devices."""
+        """Examples per step over all devices."""
         return self.experiment.config.batch_size
 
 
@@ -55,16 +55,16 @@ def experiment_on(
     batch_size: int | None = None,
     program: str = "train",
 ) -> Experiment:
-    """An experiment as it would be on these devices; its data need not be there.
+    """Makes an experiment for given devices; its data is not needed.
 
     Args:
-      config: from a config file.
-      devices: all of them.
-      batch_size: images of all devices; None for the configuration's.
-      program: of `PROGRAMS`.
+      config: options from a config file.
+      devices: all devices of the job.
+      batch_size: examples per step over all devices; None for the configuration's.
+      program: one of `PROGRAMS`.
 
     Raises:
-      ValueError: a configuration that does not hold, or not on so many devices.
+      ValueError: the configuration is not valid, or not for this number of devices.
     """
     config = config.copy_and_resolve_references()
     chosen = config.batch_size if program == "train" else config.eval_batch_size
@@ -82,13 +82,13 @@ def experiment_on(
 
 
 def compile_program(experiment: Experiment, program: str) -> Compiled:
-    """The trainer's training step or evaluation step, compiled as it would run.
+    """Compiles the trainer's training step or evaluation step as it would run.
 
-    The schedules that libtpu wrote for an earlier one are removed.
+    Removes the schedules that libtpu wrote for an earlier program.
 
     Args:
-      experiment: of `experiment_on`.
-      program: of `PROGRAMS`.
+      experiment: an experiment from `experiment_on`.
+      program: one of `PROGRAMS`.
     """
     libtpu.forget()
     began = time.monotonic()
@@ -118,7 +118,7 @@ def _lower_train(experiment: Experiment) -> jax.stages.Lowered:
         experiment.abstract, experiment.optimizer, experiment.mesh, ema=keeps_average
     )
     constants = _sharded(experiment.task.abstract_constants(), experiment)
-    # Of several shapes the first is the largest.
+    # The first of several shapes is the largest.
     batch = start.abstract_batches(experiment)[0]
     return start.jitted_step(experiment, state).lower(state, constants, batch)
 
@@ -142,14 +142,14 @@ def _place(leaf: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
 
 
 def is_too_large(complaint: str) -> bool:
-    """Whether the compiler complains of a program that does not fit in a device's memory, and not,
-    for example, of a kernel that does not fit in VMEM.
+    """Whether a compiler's message is of a program that does not fit in a device's memory, rather
+    than, for example, of a kernel that does not fit in VMEM.
     """
     return "RESOURCE_EXHAUSTED" in complaint and "memory space vmem" not in complaint
 
 
 def needed_bytes(complaint: str) -> int | None:
-    """Bytes of memory that a program which does not fit would take, as the compiler tells."""
+    """Bytes of memory that a program which does not fit needs, from the compiler's message."""
     found = re.search(r"(?:Used |\()([\d.]+)([KMGT]?)(?: of|\) exceeds)", complaint)
     if not found:
         return None

@@ -17,8 +17,8 @@ class ModelConfig(Protocol):
       image_size: height and width in pixels.
       in_channels: channels of the images.
       num_classes: classes of the head; 0 for a network without one, which gives pooled features.
-      drop_path_rate: of stochastic depth in training; fields named "*_rate" belong to a training,
-        not to its weights.
+      drop_path_rate: rate of stochastic depth in training. Fields named "*_rate" belong to a
+        training, not to its weights: cards leave them out.
       strides: image pixels per position of every map that the network gives as a backbone.
       widths: channels of the maps.
       grids: height and width of the maps.
@@ -44,7 +44,7 @@ class ModelConfig(Protocol):
 
 
 class TransformerStage(NamedTuple):
-    """Equal blocks in a row; `tokens` are those of a map and the class tokens together."""
+    """Consecutive blocks of one shape; `tokens` counts a map's positions and the class tokens."""
 
     tokens: int
     width: int
@@ -94,7 +94,7 @@ def distilled(rows: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def linear_rates(rate: float, blocks: int) -> tuple[float, ...]:
-    """Stochastic depth of every block, from 0 to `rate`, both included."""
+    """Stochastic depth of every block, in equal steps from 0 to `rate`, both included."""
     return tuple(rate * block / max(blocks - 1, 1) for block in range(blocks))
 
 

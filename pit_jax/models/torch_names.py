@@ -1,9 +1,8 @@
-"""The words of a table of torch names: which entry of a torch state dict is which parameter here.
+"""Tables that map the entries of a torch state dict to our parameters, and the parts to write one.
 
-A row names a parameter, its name in every torch layout, and the order of the torch axes that makes
-our axes. A row does nothing but permute axes, so its inverse is exact, and a table read from right
-to left writes the torch file. Every family has a function from its configuration to a `Table`,
-unless torch does not have the family.
+A row holds a parameter's path, its name in every torch layout, and the order of the torch axes that
+gives our axes. Rows only permute axes, so each has an exact inverse, and the same table writes the
+torch file. A family that torch has gives a `Table` for each of its configurations.
 """
 
 import dataclasses
@@ -35,15 +34,15 @@ class Row:
     axes: tuple[int, ...] = ()
 
     def name(self, layout: str) -> str:
-        """What a file of this layout calls the parameter."""
+        """The parameter's name in a file of this layout."""
         return self.path if layout == OURS else self.names[layout]
 
     def read(self, value: np.ndarray, layout: str) -> np.ndarray:
-        """Our array, from a file's."""
+        """Turns a file's array into ours."""
         return value.transpose(self.axes) if self.axes and layout != OURS else value
 
     def write(self, value: np.ndarray, layout: str) -> np.ndarray:
-        """A file's array, from ours; the inverse of `read`."""
+        """Turns our array into a file's; the inverse of `read`."""
         return value.transpose(self._inverse) if self.axes and layout != OURS else value
 
     def file_shape(self, shape: Shape, layout: str) -> Shape:
@@ -107,12 +106,12 @@ class Table:
     positions: tuple[Position, ...] = ()
 
     def by_name(self, layout: str, *, with_head: bool = True) -> dict[str, Row]:
-        """The rows under what a file of this layout calls them."""
+        """The rows by their names in a file of this layout."""
         return {row.name(layout): row for row in self.body + (self.head if with_head else ())}
 
     def ignored(self, layout: str) -> set[str]:
-        """What files of a torch layout may hold and nothing is computed with: how many batches a
-        batch normalisation has seen. Nothing is written for it; torch then starts from 0.
+        """Entries of torch files that are neither read nor written: how many batches a batch
+        normalisation has seen. No figure depends on it, and torch starts from 0 without it.
         """
         means = (name for name in self.by_name(layout) if name.endswith("running_mean"))
         return {f"{name.removesuffix('running_mean')}num_batches_tracked" for name in means}
@@ -142,7 +141,7 @@ def own_names(paths: Iterable[str]) -> Table:
     Modules named "head" or "head_*" are the heads.
 
     Args:
-      paths: of all parameters, with a head.
+      paths: paths of all parameters, those of a head included.
     """
     rows = [Row(path, {}) for path in paths]
     head = [row for row in rows if row.path.split("/")[0].split("_")[0] == "head"]

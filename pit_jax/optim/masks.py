@@ -1,4 +1,4 @@
-"""Which parameters decay, and how far each is from the head: trees beside a parameter dict."""
+"""Trees that go with a parameter dict: which parameters decay, and their distance to the head."""
 
 import re
 from collections.abc import Mapping
@@ -17,8 +17,9 @@ _INPUT = re.compile(r"^(embedding|stem|position|class_token|distillation_token)(
 
 
 def decays(path: str, ndim: int) -> bool:
-    """Whether weight decay applies to the parameter at "a/b/c" with `ndim` axes: not to biases,
-    normalisation scales, class tokens or position embeddings.
+    """Tells whether weight decay applies to the parameter at path "a/b/c" with `ndim` axes.
+
+    It does not apply to biases, normalisation scales, class tokens and position embeddings.
     """
     return ndim > 1 and path.rsplit("/", 1)[-1] not in UNDECAYED
 
@@ -37,10 +38,10 @@ def weight_decay_mask(params: Any) -> Any:
 
 
 def layer_ids(params: Mapping[str, Any]) -> dict[str, int]:
-    """{"stage0/block1/mlp/fc1/kernel": 2}: 0 for what makes tokens or maps out of pixels, 1, 2, ...
-    for the blocks over all stages, the next number for the final norm and the heads.
+    """Layer of every parameter by path, such as {"stage0/block1/mlp/fc1/kernel": 2}.
 
-    A pooling between stages counts with the block behind it.
+    The embedding or stem is layer 0, the blocks of all stages are 1, 2, ..., and the final norm and
+    the heads come last. A pooling between stages belongs to the block after it.
     """
     paths = list(traverse_util.flatten_dict(dict(params), sep="/"))
     places = {path: _place(path) for path in paths}

@@ -74,16 +74,8 @@ def make_optimizer(
       A transformation whose `update` needs `params`; its state is a tree of arrays.
 
     Raises:
-      ValueError: an unknown name or option (the message has the closest one), or a clip_norm of 0
-        or less.
+      ValueError: the optimizer has no such option; the message has the closest one.
     """
-    if name not in OPTIMIZERS:
-        raise ValueError(
-            f"unknown optimizer {name!r}{suggestion(name, OPTIMIZERS)}; there are "
-            f"{', '.join(OPTIMIZERS)}"
-        )
-    if clip_norm is not None and clip_norm <= 0:
-        raise ValueError(f"clip_norm must be above 0, or None for no clipping, found {clip_norm}")
     known = list(inspect.signature(OPTIMIZERS[name]).parameters)
     for option in options:
         if option not in known:

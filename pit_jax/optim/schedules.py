@@ -18,8 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from pit_jax.errors import suggestion
-
 # DeiT states learning rates for this batch size and scales them with the batch.
 REFERENCE_BATCH = 512
 
@@ -98,28 +96,5 @@ def smooth(curve: Curve, steps_per_epoch: int) -> optax.Schedule:
     return schedule
 
 
+# Name -> function from a curve and the optimizer steps per epoch to a schedule, float32.
 SCHEDULES = {"deit": deit, "smooth": smooth}
-
-
-def make_schedule(name: str, curve: Curve, *, steps_per_epoch: int) -> optax.Schedule:
-    """Makes a schedule by name.
-
-    Args:
-      name: one of `SCHEDULES`.
-      curve: learning rate over epochs.
-      steps_per_epoch: optimizer steps per epoch.
-
-    Returns:
-      step (from 0) -> float32 learning rate.
-
-    Raises:
-      ValueError: an unknown name (the message has the closest one), or no steps.
-    """
-    if name not in SCHEDULES:
-        raise ValueError(
-            f"unknown schedule {name!r}{suggestion(name, SCHEDULES)}; there are "
-            f"{', '.join(SCHEDULES)}"
-        )
-    if steps_per_epoch < 1:
-        raise ValueError(f"a schedule needs at least one step an epoch, found {steps_per_epoch}")
-    return SCHEDULES[name](curve, steps_per_epoch)

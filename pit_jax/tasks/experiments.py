@@ -1,4 +1,4 @@
-"""Experiments from configurations: the trainer's functions, with the task that `config.task` names.
+"""Experiments from configurations: the trainer's functions for the task that `config.task` names.
 
 config = default_config()
 config.model.name = "pit_ti"
@@ -19,10 +19,10 @@ from pit_jax.training.task import Task
 
 
 def default_config(task: str = "classification") -> config_dict.ConfigDict:
-    """The defaults of a task's options as a locked ConfigDict: known keys only, each with its type.
+    """The defaults of a task's options, as a ConfigDict locked to its keys and types.
 
     Raises:
-      ValueError: an unknown task.
+      ValueError: the task is unknown.
     """
     config = to_config_dict(registry.find(task).config_class)
     config.task = task
@@ -30,11 +30,11 @@ def default_config(task: str = "classification") -> config_dict.ConfigDict:
 
 
 def parse(config: config_dict.ConfigDict) -> TrainConfig:
-    """The checked options of a configuration.
+    """Converts a configuration to checked options.
 
     Raises:
-      OptionsError: every unknown name, wrong type and value out of range.
-      ValueError: an unknown task.
+      OptionsError: lists every unknown name, wrong type and value out of range.
+      ValueError: the task is unknown.
     """
     parsed: TrainConfig = options.parse(task_of(config).config_class, config)
     return parsed
@@ -46,7 +46,7 @@ def prepare(
     *,
     allow_config_changes: bool = False,
 ) -> setup.Experiment:
-    """Checks an experiment and opens its data: `training.setup.prepare`."""
+    """Checks an experiment and opens its data; see `training.setup.prepare`."""
     return setup.prepare(
         task_of(config), config, workdir, allow_config_changes=allow_config_changes
     )
@@ -55,27 +55,27 @@ def prepare(
 def make_experiment(
     config: config_dict.ConfigDict, mesh: Mesh, *, trains: bool = True
 ) -> setup.Experiment:
-    """An experiment to be compiled, without data: `training.setup.make_experiment`."""
+    """Makes an experiment to compile, without data; see `training.setup.make_experiment`."""
     return setup.make_experiment(task_of(config), config, mesh, trains=trains)
 
 
 def train(
     config: config_dict.ConfigDict, workdir: str | os.PathLike[str]
 ) -> loop.Result | loop.Interrupted:
-    """Trains an experiment to its end, from wherever its directory says it is.
+    """Trains an experiment; resumes it if its directory has checkpoints.
 
     Raises:
-      ValueError: an experiment that cannot run; nothing has been computed then.
-      TrainingError: a loss that is not finite.
-      CheckpointError: a checkpoint that cannot be written, or is of another model.
+      ValueError: the experiment cannot run; nothing has been computed.
+      TrainingError: the loss is not finite, or the run cannot continue for another reason.
+      CheckpointError: a checkpoint cannot be written, or is of another model.
     """
     return loop.run(prepare(config, workdir))
 
 
 def task_of(config: config_dict.ConfigDict) -> type[Task]:
-    """The task that a configuration names.
+    """Looks up the task that a configuration names.
 
     Raises:
-      ValueError: there is none of that name.
+      ValueError: no task has that name.
     """
     return registry.find(config.get("task", "classification"))

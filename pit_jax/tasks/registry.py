@@ -1,7 +1,7 @@
 """The tasks by name: one line each.
 
-A package of its own announces a task by an entry point of the group `pit_jax.tasks`, whose name is
-the task's and whose value is "package.module:Class"; Python code by `register`.
+Another package adds a task by an entry point of the group `pit_jax.tasks`: its name is that of the
+task, its value "package.module:Class". Python code adds a task by `register`.
 """
 
 import importlib.metadata
@@ -11,7 +11,7 @@ from pit_jax.training.task import Task
 
 GROUP = "pit_jax.tasks"
 
-# Imported when they are asked for: a task brings its data and its losses with it.
+# Imported on demand: a task imports its data and its losses.
 TASKS = {
     "classification": "pit_jax.tasks.classification.task:Classification",
 }
@@ -19,10 +19,10 @@ _REGISTERED: dict[str, type[Task]] = {}
 
 
 def register(name: str, task: type[Task]) -> None:
-    """Makes a task known under a name, in this process.
+    """Adds a task under a name, in this process.
 
     Raises:
-      ValueError: the name is taken by another task.
+      ValueError: another task has that name.
     """
     known = _REGISTERED.get(name)
     if name in TASKS or known not in (None, task):
@@ -37,10 +37,10 @@ def names() -> list[str]:
 
 
 def find(name: str) -> type[Task]:
-    """The task of a name.
+    """Looks up a task by name.
 
     Raises:
-      ValueError: there is none, with the closest name; or it cannot be imported.
+      ValueError: there is none, and the closest name is suggested; or it cannot be imported.
     """
     if name in _REGISTERED:
         return _REGISTERED[name]

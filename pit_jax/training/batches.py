@@ -1,4 +1,4 @@
-"""Global training batches on the devices, one ahead of the step that uses them."""
+"""Global training batches, moved to the devices one ahead of the step that uses them."""
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
@@ -15,15 +15,15 @@ logger = logging.getLogger(__name__)
 
 
 class TrainBatches:
-    """The global training batches on the devices, from batch `first_batch` on, without end.
+    """Endless iterator over the global training batches on the devices, from `first_batch` on.
+
+    The first batches are read while the step compiles. A thread moves this process's rows to the
+    devices one batch ahead, so that the running step hides the transfer. Iterating raises
+    TrainingError at an image that does not decode, or at one more than may be skipped.
 
     Attributes:
-      bad_images: indices of the examples skipped so far, since the start: in this process, and as
-        of the last `count_bad_images` in all others.
-
-    The first ones are begun at once, while the step compiles. A thread hands this process's rows to
-    the devices one batch ahead: what that takes on a busy host, the step hides. Iterating raises
-    TrainingError for an image that does not decode, or one too many.
+      bad_images: indices of the examples skipped since this start by this process; those of other
+        processes are added by `count_bad_images`.
     """
 
     def __init__(self, experiment: Experiment, first_batch: int):
@@ -45,38 +45,40 @@ class TrainBatches:
             batch, replaced = self._coming.result()
         except BadImageError as error:
             raise TrainingError(
-                f"{error}; to go on without such images set config.data.bad_images='skip' and "
+                f"{error}; to continue without such images set config.data.bad_images='skip' and "
                 "--allow_config_changes"
                 if self._options.bad_images == "error"
-                else f"{error}; it is one of more than {self._options.max_bad_images} in a row"
+                else f"{error}; more than {self._options.max_bad_images} in a row do not decode"
             ) from error
         self._coming = self._thread.submit(self._make)
         self._skip(replaced)
         return batch
 
     def _make(self) -> tuple[dict[str, jax.Array], set[int]]:
-        """A batch, and what had to be replaced in it: to be counted when it is used, not before."""
+        """A batch, and the indices of the examples replaced in it."""
         rows = dict(next(self._rows))
         replaced = rows.pop("replaced", np.empty(0, np.int32))
         batch = sharding.to_global(self._mesh, rows)
+        # Counted when the batch is used: the count must not depend on how far ahead it is made.
         return batch, {int(index) for index in replaced[replaced >= 0]}
 
     def count_bad_images(self) -> int:
-        """Different examples that the whole job has skipped since its start. All processes have to
-        call this at the same steps.
+        """Number of distinct examples that all processes have skipped since this start. All
+        processes call this at the same steps.
 
         Raises:
-          TrainingError: they are more than `config.data.max_bad_images`; on all processes.
+          TrainingError: more than `config.data.max_bad_images`; on all processes.
         """
         if self._options.bad_images == "skip" and jax.process_count() > 1:
             from jax.experimental import multihost_utils
 
+            # Arrays of one length on every process; one index over the limit is enough to stop.
             enough = self._options.max_bad_images + 1
             mine = np.full(enough, -1, np.int32)
             known = sorted(self.bad_images)[:enough]
             mine[: len(known)] = known
-            everybodys = multihost_utils.process_allgather(mine)
-            self.bad_images |= {int(index) for index in everybodys[everybodys >= 0]}
+            gathered = multihost_utils.process_allgather(mine)
+            self.bad_images |= {int(index) for index in gathered[gathered >= 0]}
         self._check_limit()
         return len(self.bad_images)
 
@@ -84,7 +86,8 @@ class TrainBatches:
         for index in sorted(replaced - self.bad_images):
             logger.warning("%s, example %d does not decode: skipped", self._data, index)
         self.bad_images |= replaced
-        if jax.process_count() == 1:  # one of several would leave the others waiting for it
+        # One process of several must not stop alone: the others would wait for it.
+        if jax.process_count() == 1:
             self._check_limit()
 
     def _check_limit(self) -> None:

@@ -1,15 +1,13 @@
-"""Checkpoints of a run: Orbax, asynchronous, atomic, the damaged ones set aside.
-
-Orbax's own asynchronous save blocks its caller for as long as it takes to plan the writing and to
-fetch every array, 0.2 s for 150 small ones. Here the loop waits for no more than the start
-of a copy on the devices; all else happens in a thread.
+"""Checkpoints of a run, written by Orbax in the background; each is complete or absent.
 
 WORKDIR/config.json                     the experiment, the model it builds, versions
-WORKDIR/checkpoints/STEP/params         what the optimizer trains, and statistics, ema,
-                        /optimizer      its state; each restorable by itself
+WORKDIR/checkpoints/STEP/params         trained parameters; likewise statistics and ema
+                        /optimizer      state of the optimizer, count of skipped updates
                         /progress       metrics not yet logged, and of the last evaluation
-                        /metrics        of an evaluation of that very state
-WORKDIR/checkpoints/damaged-STEP        what could not be read
+                        /metrics        of an evaluation of this very state
+WORKDIR/checkpoints/damaged-STEP        a checkpoint that could not be read
+
+Each item of a step can be restored by itself. `training.recovery` finds the one to resume from.
 """
 
 import copy
@@ -34,14 +32,16 @@ Progress = dict[str, Any]
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written or read; those written before are as they were."""
+    """A checkpoint could not be written or read; earlier ones are untouched."""
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's manager, for use from a thread."""
+    """Orbax's manager, usable from a thread."""
 
     def reached_preemption(self, step: int) -> bool:
-        """Never: the service counts the loop's questions, and others in between confuse it."""
+        """Returns False without asking: the preemption service counts the loop's questions, and
+        further ones from this thread would confuse it.
+        """
         del step
         return False
 
@@ -49,18 +49,22 @@ class _Manager(ocp.CheckpointManager):
 class Checkpoints:
     """The checkpoints of one run directory.
 
+    Orbax's own asynchronous save blocks its caller while it plans the writing and fetches every
+    array, 0.2 s for 150 small ones. Here the caller waits only for the start of a copy on the
+    devices; a thread does the rest.
+
     Args:
       workdir: the run directory.
-      keep: how many of the newest stay, beside the best.
-      best: name of the metric that tells which is the best.
-      higher_is_better: of that metric.
+      keep: number of newest checkpoints to keep, beside the best.
+      best: name of the metric that ranks checkpoints.
+      higher_is_better: whether a higher value of that metric is better.
     """
 
     def __init__(
         self, workdir: Path, *, keep: int, best: str = "top1", higher_is_better: bool = True
     ):
-        logging.getLogger("absl").addFilter(_is_news)
-        self._folder = (workdir / CHECKPOINT_FOLDER).absolute()
+        logging.getLogger("absl").addFilter(_is_relevant)
+        self.folder = (workdir / CHECKPOINT_FOLDER).absolute()
         self._keep = keep
         self._best = best
         self._sign = 1.0 if higher_is_better else -1.0
@@ -71,15 +75,15 @@ class Checkpoints:
 
     def _open(self) -> ocp.CheckpointManager:
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CheckpointError(
-                f"cannot make {self._folder}: {error.strerror or error}; remove what is there, or "
+                f"cannot make {self.folder}: {error.strerror or error}; remove what is there, or "
                 "choose a --workdir that can be written"
             ) from error
         processes = set(range(jax.process_count()))
         return _Manager(
-            self._folder,
+            self.folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(
                     [
@@ -89,13 +93,14 @@ class Checkpoints:
                         ),
                     ]
                 ),
-                # Without it Orbax would not store metrics, and forget the best at a restart.
+                # Without `best_fn` Orbax stores no metrics, and forgets the best at a restart.
                 best_fn=self._rank,
                 cleanup_tmp_directories=True,
                 enable_background_delete=True,
                 create=False,
-                # With the processes named they meet through the coordination service. Otherwise
-                # through the devices, where a thread would get in between the loop's programs.
+                # If the processes are named, they synchronise through the coordination service.
+                # Otherwise they do so through the devices, where a program started by this thread
+                # would come between those of the loop, at other places on other processes.
                 multiprocessing_options=ocp.options.MultiprocessingOptions(
                     active_processes=processes if len(processes) > 1 else None
                 ),
@@ -106,12 +111,16 @@ class Checkpoints:
         return self._sign * metrics[self._best]
 
     def latest_step(self) -> int | None:
-        """Steps done at the newest complete checkpoint; waits for the one being written."""
+        """Step of the newest complete checkpoint; waits for one that is being written."""
         self.wait()
         return self._manager.latest_step()
 
+    def path(self, step: int) -> Path:
+        """Folder of the checkpoint of a step."""
+        return self.folder / str(step)
+
     def prepare(self, state: TrainState) -> Future[Any]:
-        """Compiles what copies such states, in the thread, before the first save needs it."""
+        """Compiles the copy of such a state, in the thread, before the first save needs it."""
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
         jitted = jax.jit(_snapshot, out_shardings=(shardings, state.step.sharding))
         lowered = jitted.lower(state)
@@ -121,23 +130,25 @@ class Checkpoints:
     def save(
         self, state: TrainState, step: int, progress: Progress, metrics: dict[str, float]
     ) -> None:
-        """Starts writing; training may go on at once, and donate the state. A step already saved is
-        left alone. Until it is written the devices hold the state twice.
+        """Starts writing; the caller may donate the state to the next step at once.
+
+        Until the checkpoint is written, the devices hold the state twice. A step that is saved
+        already is left alone.
 
         Args:
-          state: after `step` steps.
-          step: its number.
-          progress: what else a resumed run needs, as JSON.
-          metrics: of an evaluation of this very state, which make it comparable; else {}.
+          state: the state after `step` steps.
+          step: number of steps done.
+          progress: further values that a resumed run needs, as JSON.
+          metrics: metrics of this very state, by which it is ranked; {} if it was not evaluated.
 
         Raises:
-          CheckpointError: the last checkpoint could not be written.
+          CheckpointError: the previous checkpoint could not be written.
         """
         if step == self.latest_step():
             return
         snapshot = self._snapshot or self.prepare(state)
         copied, finite = snapshot.result()(state)
-        # The caller's own go on changing while these are written.
+        # The loop goes on changing its own while the thread writes these.
         progress, metrics = copy.deepcopy((progress, metrics))
         written = self._thread.submit(self._write, copied, finite, step, progress, metrics)
         self._writing = step, written
@@ -152,111 +163,10 @@ class Checkpoints:
     ) -> None:
         if not finite.item():
             raise ValueError("the state of this step has values that are not finite")
-        items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
+        items = {name: ocp.args.StandardSave(tree) for name, tree in items_of(state).items()}
         items["progress"] = ocp.args.JsonSave(progress)
         self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics or None)
         self._manager.wait_until_finished()
-
-    def restore_newest(
-        self, abstract: TrainState, *, seed: int
-    ) -> tuple[TrainState, Progress] | None:
-        """The newest state that can be read, on the devices and shardings of `abstract`.
-
-        The seed is the configuration's, and not stored.
-
-        A checkpoint that cannot be read is renamed to damaged-STEP and the one before it taken;
-        where there are none, there is None.
-
-        Raises:
-          CheckpointError: a checkpoint that holds another model or optimizer; or there were some,
-            and none of them can be read.
-        """
-        lost: list[int] = []
-        while (step := self.latest_step()) is not None:
-            self._check_structure(step, abstract)
-            failure: Exception | None = None
-            try:
-                restored = self._restore(step, abstract, seed)
-            except Exception as error:  # damage shows in whatever way the reading library fails
-                failure = error
-            if processes.all_agree(failure is None):
-                return restored
-            self._set_aside(step, failure)
-            lost.append(step)
-        if lost:
-            raise CheckpointError(
-                f"no checkpoint in {self._folder} can be read: those of steps "
-                f"{', '.join(map(str, lost))} are set aside there as damaged-STEP. Restore them "
-                "from a copy; or run the same command again, to start from the beginning"
-            )
-        return None
-
-    def _restore(self, step: int, abstract: TrainState, seed: int) -> tuple[TrainState, Progress]:
-        items = {name: ocp.args.StandardRestore(tree) for name, tree in _items(abstract).items()}
-        items["progress"] = ocp.args.JsonRestore()
-        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        state = TrainState(
-            step=sharding.shard(np.int32(step), abstract.step.sharding),
-            seed=sharding.shard(np.int32(seed), abstract.seed.sharding),
-            params=restored["params"],
-            statistics=restored.get("statistics") or {},
-            optimizer=restored["optimizer"]["state"],
-            ema=restored.get("ema") or {},
-            skipped=restored["optimizer"]["skipped"],
-        )
-        return state, restored["progress"]
-
-    def _check_structure(self, step: int, abstract: TrainState) -> None:
-        """Refuses a checkpoint whose arrays have other names or shapes: that is no damage."""
-        for item, tree in _items(abstract).items():
-            expected = _shapes(tree)
-            folder = self.path(step) / item
-            try:
-                with ocp.StandardCheckpointer() as checkpointer:
-                    stored = _shapes(checkpointer.metadata(folder).item_metadata.tree)
-            except Exception:  # unreadable, which is damage: restoring will say so
-                if folder.exists() or not (self.path(step) / "params").exists():
-                    continue
-                stored = {}
-            if stored == expected:
-                continue
-            names = sorted(
-                name
-                for name in stored.keys() | expected.keys()
-                if stored.get(name) != expected.get(name)
-            )
-            of = {"optimizer": "optimizer", "ema": "moving average"}.get(item, "model")
-            raise CheckpointError(
-                f"the checkpoint {self.path(step)} is of another {of}: {len(names)} arrays of its "
-                f"{item} differ, first {names[0]}: stored {stored.get(names[0], 'none')}, expected "
-                f"{expected.get(names[0], 'none')}. Use another --workdir, or the configuration "
-                f"it was written with; to start from its weights, --config.init_from=RUN_DIRECTORY"
-            )
-
-    def _set_aside(self, step: int, failure: Exception | None) -> None:
-        self._manager.close()
-        taken = len(list(self._folder.glob(f"damaged-{step}*")))
-        damaged = self._folder / f"damaged-{step}{f'.{taken}' if taken else ''}"
-        reason = " ".join(str(failure).split())[:300] if failure else "unreadable elsewhere"
-        logger.warning(
-            "the checkpoint of step %d cannot be read (%s); moved to %s", step, reason, damaged
-        )
-        failed: OSError | None = None
-        if jax.process_index() == 0:
-            try:
-                self.path(step).rename(damaged)
-            except OSError as error:
-                failed = error
-        if not processes.all_agree(failed is None):
-            raise CheckpointError(
-                f"cannot rename {self.path(step)}, which is damaged, to {damaged.name}: "
-                f"{failed or 'the first process tells why'}; move it away"
-            )
-        self._manager = self._open()
-
-    def path(self, step: int) -> Path:
-        """Folder of the checkpoint of a step."""
-        return self._folder / str(step)
 
     def wait(self) -> None:
         """Returns when everything saved so far is on disk.
@@ -273,26 +183,69 @@ class Checkpoints:
         except (OSError, RuntimeError, ValueError) as error:
             raise self._cannot_save(step, error) from error
 
+    def _cannot_save(self, step: int, error: Exception) -> CheckpointError:
+        kept = sorted(int(path.name) for path in self.folder.glob("*") if path.name.isdecimal())
+        return CheckpointError(
+            f"cannot write the checkpoint of step {step} to {self.folder}: "
+            f"{' '.join(str(error).split())[:300]}. "
+            f"Intact: {', '.join(map(str, kept)) or 'none'}. Free space or repair the folder, then "
+            "run the same command again"
+        )
+
+    def restore(self, step: int, abstract: TrainState, seed: int) -> tuple[TrainState, Progress]:
+        """State and progress of a step; raises whatever the reading library raises at damage.
+
+        Args:
+          step: step of the checkpoint.
+          abstract: shapes, dtypes and shardings of the state.
+          seed: seed of the configuration; it is not stored.
+        """
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in items_of(abstract).items()}
+        items["progress"] = ocp.args.JsonRestore()
+        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        state = TrainState(
+            step=sharding.shard(np.int32(step), abstract.step.sharding),
+            seed=sharding.shard(np.int32(seed), abstract.seed.sharding),
+            params=restored["params"],
+            statistics=restored.get("statistics") or {},
+            optimizer=restored["optimizer"]["state"],
+            ema=restored.get("ema") or {},
+            skipped=restored["optimizer"]["skipped"],
+        )
+        return state, restored["progress"]
+
+    def rename(self, step: int, name: str) -> None:
+        """Gives the folder of a step another name, so that it is no checkpoint any more. All
+        processes call this together.
+
+        Raises:
+          CheckpointError: it cannot be renamed; on all processes.
+        """
+        self._manager.close()
+        failed: OSError | None = None
+        if jax.process_index() == 0:
+            try:
+                self.path(step).rename(self.folder / name)
+            except OSError as error:
+                failed = error
+        if not processes.all_agree(failed is None):
+            raise CheckpointError(
+                f"cannot rename {self.path(step)}, which is damaged, to {name}: "
+                f"{failed or 'see the log of the first process'}; move it away"
+            )
+        self._manager = self._open()
+
     def close(self) -> None:
-        """Ends the writing; what was saved before is on disk then, or `wait` has told why not."""
+        """Ends the writing. Everything saved is on disk then, or `wait` has raised."""
         self._thread.shutdown()
         try:
             self._manager.close()
         except (OSError, RuntimeError, ValueError) as error:
-            logger.warning("closing %s: %s", self._folder, " ".join(str(error).split())[:300])
-
-    def _cannot_save(self, step: int, error: Exception) -> CheckpointError:
-        kept = sorted(int(path.name) for path in self._folder.glob("*") if path.name.isdecimal())
-        return CheckpointError(
-            f"cannot write the checkpoint of step {step} to {self._folder}: "
-            f"{' '.join(str(error).split())[:300]}. "
-            f"Intact: {', '.join(map(str, kept)) or 'none'}. Make room or mend the folder, then "
-            "run the same command again"
-        )
+            logger.warning("closing %s: %s", self.folder, " ".join(str(error).split())[:300])
 
 
-def _items(state: TrainState) -> dict[str, Any]:
-    """What is stored under which name; what a run does not have is not stored."""
+def items_of(state: TrainState) -> dict[str, Any]:
+    """The parts of a state by the names under which they are stored; empty parts are left out."""
     items = {
         "params": state.params,
         "statistics": state.statistics,
@@ -302,18 +255,9 @@ def _items(state: TrainState) -> dict[str, Any]:
     return {name: tree for name, tree in items.items() if tree}
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Shapes by name, of a tree as it is or as Orbax describes it."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-        for path, leaf in leaves
-        if hasattr(leaf, "shape")
-    }
-
-
 def _snapshot(state: TrainState) -> tuple[TrainState, jax.Array]:
-    """A copy, and whether all of it is finite: the loss of a step does not tell of its update."""
+    """A copy of the state, and whether all of it is finite, a bool scalar."""
+    # The loss does not tell: it was computed before the update.
     finite = [
         jnp.isfinite(leaf).all()
         for leaf in jax.tree.leaves(state)
@@ -322,9 +266,9 @@ def _snapshot(state: TrainState) -> tuple[TrainState, jax.Array]:
     return jax.tree.map(jnp.copy, state), jnp.stack(finite).all()
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Orbax warns of every checkpoint without metrics, as most are here, and of every item of one
-    that is looked into, for it describes checkpoints as a whole.
+def _is_relevant(record: logging.LogRecord) -> bool:
+    """Drops two warnings of Orbax that come with every checkpoint here: that it has no metrics, as
+    most have none, and that a single item was opened, which has no metadata of its own.
     """
     message = record.getMessage()
     return not message.startswith(("Requested `tracked_metric`", "Metadata file does not exist"))

@@ -1,4 +1,4 @@
-"""Metrics and learning rate of a run so far, as a picture."""
+"""A picture of a run's metrics and learning rate so far."""
 
 import json
 from collections.abc import Sequence
@@ -6,14 +6,14 @@ from pathlib import Path
 
 
 def draw_curves(metrics: Path, picture: Path, names: Sequence[str]) -> None:
-    """Draws the lines of a metrics.jsonl into a PNG; replaces it whole.
+    """Draws the lines of a metrics.jsonl into a PNG, which is replaced atomically.
 
     Args:
-      metrics: the file.
-      picture: the PNG.
-      names: of the metrics to draw, a panel each, of training and of evaluation.
+      metrics: the metrics.jsonl file.
+      picture: the PNG file.
+      names: metrics to draw, without a prefix; a panel each, with training and evaluation.
     """
-    # The object interface: no global state, no display, usable beside anyone else's pyplot.
+    # matplotlib's object interface has no global state and needs no display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,5 +1,5 @@
-"""Errors that end a training, told to the user in one line."""
+"""Errors that end a training run; programs print them as one line."""
 
 
 class TrainingError(RuntimeError):
-    """Training went wrong in a way that continuing as is cannot mend."""
+    """Training cannot continue as it is configured."""

@@ -1,7 +1,7 @@
-"""Exact evaluation: every example of a split counted once, whatever the batch and the devices.
+"""Exact evaluation: every example of a split counts once, for any batch size and device count.
 
-Two ways to metrics. Running sums stay on the devices and cross to the host once. Outputs that are
-compared on the host, such as boxes or ranks over the whole split, are gathered batch by batch.
+A task computes its metrics in one of two ways. Running sums stay on the devices and are fetched
+once. Outputs that are compared on the host, such as boxes, are gathered batch by batch.
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ class EvaluationStep:
     """An evaluation by running sums, as two pure functions.
 
     Attributes:
-      add: (parameters, global batch, sums so far) to the sums with this batch.
-      zeros: makes the sums of no batch.
+      add: maps (parameters, global batch, sums so far) to the sums including this batch.
+      zeros: returns the sums before the first batch.
     """
 
     add: Callable[[parameters.Params, Batch, Sums], Sums]
@@ -34,7 +34,7 @@ class EvaluationStep:
 
 
 def jitted(step: EvaluationStep, mesh: Mesh) -> Any:
-    """The step as it runs on a mesh; the sums given to it are consumed."""
+    """Jits the step for a mesh; it donates the sums it is given."""
     platform = sharding.platform(mesh)
     return jax.jit(lowerings.compiling_for(platform)(step.add), donate_argnums=2)
 
@@ -42,12 +42,12 @@ def jitted(step: EvaluationStep, mesh: Mesh) -> Any:
 def sum_over(
     step: EvaluationStep, mesh: Mesh, batches: Iterable[Any]
 ) -> Callable[[parameters.Params], dict[str, float]]:
-    """A function from parameters to the sums over one pass, on the host.
+    """Returns a function from parameters to the sums over one pass, on the host.
 
     Args:
-      step: adds a batch.
+      step: the evaluation's functions.
       mesh: the devices.
-      batches: this process's rows of the batches, iterated anew at each call.
+      batches: this process's rows of the batches; each call iterates over them once.
     """
     add = jitted(step, mesh)
 
@@ -63,13 +63,13 @@ def sum_over(
 def outputs_over(
     step: Callable[[parameters.Params, Batch], Any], mesh: Mesh, batches: Iterable[Any]
 ) -> Callable[[parameters.Params], Iterator[Any]]:
-    """A function from parameters to the outputs for every batch of one pass, whole and in order, as
-    NumPy arrays on every process.
+    """Returns a function from parameters to an iterator over the outputs of one pass: per global
+    batch, in order, a tree of NumPy arrays (B, ...) on every process.
 
     Args:
-      step: (parameters, global batch) to a tree of arrays that begin with the batch axis.
+      step: maps (parameters, global batch) to a tree of arrays (B, ...).
       mesh: the devices.
-      batches: this process's rows of the batches, iterated anew at each call.
+      batches: this process's rows of the batches; each call iterates over them once.
     """
     rows = sharding.batch_sharding(mesh)
     run = jax.jit(lowerings.compiling_for(sharding.platform(mesh))(step), out_shardings=rows)

@@ -1,4 +1,4 @@
-"""Values before the first step: drawn from the seed, or read from weights that an option names."""
+"""Initial values of networks: drawn from a seed, or read from weights that an option names."""
 
 import logging
 from typing import Any
@@ -12,10 +12,10 @@ logger = logging.getLogger(__name__)
 
 
 def initial_values(config: TrainConfig, network: Any) -> parameters.Params:
-    """Values of a network: those of `config.init_from`, or fresh ones of `config.seed`.
+    """Values of a network, read from `config.init_from` or drawn from `config.seed`.
 
     Raises:
-      TrainingError: weights that cannot be read or do not fit.
+      TrainingError: the weights cannot be read, or do not fit.
     """
     if config.init_from is None:
         return drawn(network, config.seed)
@@ -26,25 +26,25 @@ def initial_values(config: TrainConfig, network: Any) -> parameters.Params:
 
 
 def drawn(network: Any, seed: int) -> parameters.Params:
-    """Fresh values of a network."""
+    """Draws fresh values of a network from a seed."""
     return parameters.split(zoo.build(network, seed=seed))[1]
 
 
 def read(option: str, weights: str, network: Any, **choices: Any) -> parameters.Params:
-    """Weights that an option names.
+    """Reads the weights that an option names.
 
     Args:
-      option: its name, for messages.
-      weights: what `create_model(weights=...)` takes.
-      network: the configuration that they have to fit.
+      option: name of the option, for messages.
+      weights: a source of weights, as for `create_model(weights=...)`.
+      network: configuration of the network that they have to fit.
       **choices: `head` and `seed` of `load_weights`.
 
     Raises:
-      TrainingError: they cannot be read, or do not fit.
+      TrainingError: the weights cannot be read, or do not fit.
     """
     try:
         return load_weights(weights, network, **choices)
     except ValueError as error:
         fresh = isinstance(error, HeadError) and "head" in choices
-        how = "; here --config.init_head=new" if fresh else ""
-        raise TrainingError(f"{option}={weights!r}: {error}{how}") from error
+        hint = "; here --config.init_head=new" if fresh else ""
+        raise TrainingError(f"{option}={weights!r}: {error}{hint}") from error

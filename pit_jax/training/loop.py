@@ -1,12 +1,13 @@
-"""The training loop: named steps, nothing that waits for the device.
+"""The training loop, which never waits for the device.
 
-Metrics are fetched one step late, so the next step is already queued while the last one's numbers
-travel. The order after a step matters: log, evaluate, then save with the metrics found.
+Metrics are fetched one step late: the next step is queued while those of the last one travel to the
+host. After a step the order is log, evaluate, save: a checkpoint stores the metrics just found.
 """
 
 import contextlib
 import dataclasses
 import json
+import logging
 import time
 from collections.abc import Iterator
 
@@ -19,33 +20,35 @@ from pit_jax.models import parameters
 from pit_jax.training.batches import TrainBatches
 from pit_jax.training.checkpoints import Checkpoints
 from pit_jax.training.errors import TrainingError
+from pit_jax.training.metrics_window import MetricsWindow
 from pit_jax.training.profile import Profile
 from pit_jax.training.reporting import Reporter
 from pit_jax.training.setup import Experiment, record
-from pit_jax.training.start import compile_step, constants, logger, overview, start_state
-from pit_jax.training.stopping import orderly
+from pit_jax.training.start import compile_step, constants, overview, start_state
+from pit_jax.training.stopping import graceful_shutdown
 from pit_jax.training.task import Metric, main_metric
 from pit_jax.training.utilisation import utilisation
-from pit_jax.training.window import Window
 from pit_jax.training.workdir import versions
 from pit_jax.weights.cards import make_card
 from pit_jax.weights.run_directory import RESULT_FILE, WEIGHTS_FILE
 from pit_jax.weights.write import write_weights
 
+logger = logging.getLogger(__name__)
+
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """How a run ended.
+    """Outcome of a finished run.
 
     Attributes:
-      step: steps done.
-      metrics: of the last evaluation, "test/NAME" for every metric of the task.
+      step: number of steps done.
+      metrics: metrics of the last evaluation, under "test/NAME".
       checkpoint: folder of the last checkpoint.
       weights: file of the parameters alone, for `create_model(weights=...)`.
-      seconds: wall time of the last start, compilation and evaluation included.
-      images_per_second: training images of the last start over its wall time.
-      versions: of the packages that decide the numbers.
-      main_metric: name of the metric that ranks checkpoints.
+      seconds: wall time since the last start, compilation and evaluation included.
+      images_per_second: training examples since the last start, over `seconds`.
+      versions: versions of the packages that affect the numbers.
+      main_metric: name of the metric that ranks checkpoints, "test/NAME".
     """
 
     step: int
@@ -64,7 +67,7 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Interrupted:
-    """A run that was told to end before it had done all its steps; starting it again continues."""
+    """Outcome of a run that was asked to stop early; starting it again continues it."""
 
     step: int
     checkpoint: str
@@ -77,29 +80,29 @@ class Interrupted:
 
 
 def run(experiment: Experiment) -> Result | Interrupted:
-    """Trains what `setup.prepare` has checked; a finished run is reported, an interrupted one
-    resumed.
+    """Trains an experiment from `setup.prepare`. An interrupted run is resumed; of a finished one
+    the result is returned.
 
     Raises:
-      TrainingError: a loss that is not finite.
-      CheckpointError: a checkpoint that cannot be written, or is of another model.
+      TrainingError: the loss is not finite, or the run cannot continue for another reason.
+      CheckpointError: a checkpoint cannot be written, or is of another model.
     """
     finished = _finished(experiment)
     if finished is not None:
         logger.info("%s is finished; nothing to do", experiment.workdir)
         return finished
     try:
-        with contextlib.closing(checkpoints_of(experiment)) as saved:
+        with contextlib.closing(_checkpoints_of(experiment)) as saved:
             return _Run(experiment, saved).to_the_end()
     except OSError as error:
         raise TrainingError(
-            f"the run in {experiment.workdir} cannot go on: {error}. What was saved before is as "
-            "it was; make room or mend the folder, then run the same command again"
+            f"the run in {experiment.workdir} cannot continue: {error}. Earlier checkpoints are "
+            "intact; free space or repair the folder, then run the same command again"
         ) from error
 
 
 class _Run:
-    """One start of a training: what is set up once, and the loop over steps."""
+    """One start of a training: what is made once, and the loop over steps."""
 
     def __init__(self, experiment: Experiment, saved: Checkpoints):
         self.experiment = experiment
@@ -107,7 +110,8 @@ class _Run:
         self.started = time.monotonic()
         overview(experiment)
         self.state, progress = start_state(experiment, saved)
-        record(experiment)  # not before it is known to fit what is there
+        # Only now: the restored state has shown that the experiment fits the directory.
+        record(experiment)
         self.first_step = int(self.state.step)
         self.metrics: dict[str, float] = progress.get("metrics", {})
         self.evaluated_step: int | None = None
@@ -120,7 +124,7 @@ class _Run:
         self.profile = Profile(
             experiment.directory, *config.profile_steps, total_steps=experiment.steps.total
         )
-        self.window = Window(
+        self.window = MetricsWindow(
             progress.get("window", []),
             on_nonfinite=config.on_nonfinite,
             max_skips=config.max_skips,
@@ -128,10 +132,10 @@ class _Run:
         )
 
     def to_the_end(self) -> Result | Interrupted:
-        """Trains; returns when all steps are done or the process was told to end."""
+        """Trains until all steps are done or a signal asks to stop."""
         steps = self.experiment.steps
         with (
-            orderly() as stopper,
+            graceful_shutdown() as stopper,
             self._reporter() as reporter,
             contextlib.closing(self.profile),
         ):
@@ -159,7 +163,7 @@ class _Run:
         began = time.monotonic()
         batch = next(self.batches)
         reporter.waited(time.monotonic() - began)
-        self.state, metrics = self.profile.of(
+        self.state, metrics = self.profile.traced(
             step, self.train_step, self.state, self.constants, batch
         )
         fetched = self.window.add(step, metrics)
@@ -178,7 +182,10 @@ class _Run:
         self._check_gate(step)
 
     def _check_gate(self, step: int) -> None:
-        """Stops a run that is below a gate; before its checkpoint, so that it stays below it."""
+        """Stops a run whose main metric misses the gate of this epoch.
+
+        This comes before the checkpoint of the step: the run, started again, stops again.
+        """
         epoch, within = divmod(step, self.experiment.steps.epoch)
         gate = self.experiment.config.min_metric_at.get(epoch)
         if within or gate is None:
@@ -191,7 +198,7 @@ class _Run:
                 f"test/{metric.name} after epoch {epoch} is {value:{metric.format}}, expected at "
                 f"{least} {gate:{metric.format}} (config.min_metric_at): something is broken. The "
                 f"curves are in {self.experiment.workdir}, the last checkpoint: "
-                f"{self._last_good()}. To go on all the same: --config.min_metric_at={{}} "
+                f"{self._last_good()}. To continue anyway: --config.min_metric_at={{}} "
                 "--allow_config_changes"
             )
 
@@ -202,12 +209,12 @@ class _Run:
         self.saved.save(self.state, step, progress, evaluated)
 
     def _values(self) -> parameters.Params:
-        """What is evaluated and exported: the parameters or their moving average."""
+        """Values to evaluate and export: the parameters or their moving average."""
         params = self.state.ema if self.experiment.config.evaluate_ema else self.state.params
         return parameters.join(params, self.state.statistics)
 
     def _finish(self) -> Result:
-        """Leaves weights and result in the run directory."""
+        """Writes weights and result into the run directory."""
         total = self.experiment.steps.total
         weights = _export(self.experiment, self._values())
         seconds = time.monotonic() - self.started
@@ -258,7 +265,7 @@ class _Run:
         return "none yet" if step is None else str(self.saved.path(step))
 
 
-def checkpoints_of(experiment: Experiment) -> Checkpoints:
+def _checkpoints_of(experiment: Experiment) -> Checkpoints:
     """The checkpoints in the run directory, ranked by the task's main metric."""
     metric = main_metric(experiment.task)
     return Checkpoints(
@@ -270,12 +277,12 @@ def checkpoints_of(experiment: Experiment) -> Checkpoints:
 
 
 def _finished(experiment: Experiment) -> Result | None:
-    """The result of a run that has done all its steps, or None."""
+    """The stored result of a run that has done all its steps, or None."""
     path = experiment.directory / RESULT_FILE
     if not path.is_file():
         return None
     stored = json.loads(path.read_text())
-    # Runs of version 0.1 spelled "test_top1".
+    # Version 0.1 wrote "test_top1".
     stored["metrics"] = {
         name if "/" in name else name.replace("_", "/", 1): value
         for name, value in stored["metrics"].items()
@@ -285,7 +292,7 @@ def _finished(experiment: Experiment) -> Result | None:
 
 
 def _export(experiment: Experiment, values: parameters.Params) -> str:
-    """Leaves the values in the run directory as a weights file; returns its path."""
+    """Writes the values into the run directory as a weights file; returns its path."""
     path = experiment.directory / WEIGHTS_FILE
     whole = processes.gather(values)
     if jax.process_index() == 0:

@@ -1,4 +1,4 @@
-"""Learning rate and optimizer of an experiment, from its options."""
+"""Builds the learning rate schedule and the optimizer of an experiment from its options."""
 
 import re
 from typing import Any
@@ -11,17 +11,18 @@ from pit_jax.errors import suggestion
 from pit_jax.models import parameters
 from pit_jax.optim.masks import layer_decay_scales
 from pit_jax.optim.optimizers import make_optimizer
-from pit_jax.optim.schedules import Curve, make_schedule, scaled_learning_rate
+from pit_jax.optim.schedules import SCHEDULES, Curve, scaled_learning_rate
 from pit_jax.training.config import TrainConfig
 from pit_jax.training.durations import to_steps
 from pit_jax.training.steps import Steps
 
 
 def schedule_of(config: TrainConfig, steps: Steps) -> optax.Schedule:
-    """The learning rate by step.
+    """Builds the learning rate schedule, a function of the step.
 
     Raises:
-      ValueError: a warm-up longer than the run, or an epoch-wise schedule of broken epochs.
+      ValueError: the warm-up is longer than the run, or the "deit" schedule does not get whole
+        epochs.
     """
     options = config.optimizer
     warmup = to_steps(options.warmup, steps_per_epoch=steps.epoch, batch_size=config.batch_size)
@@ -30,7 +31,7 @@ def schedule_of(config: TrainConfig, steps: Steps) -> optax.Schedule:
             f"config.optimizer.warmup={options.warmup!r} is longer than "
             f"config.duration={config.duration!r}"
         )
-    # The per-epoch schedule counts whole epochs; the smooth one is given a step for an epoch.
+    # "deit" changes once an epoch; "smooth" is the same curve with a step for an epoch.
     unit = steps.epoch if options.schedule == "deit" else 1
     if steps.total % unit or warmup % unit:
         raise ValueError(
@@ -45,16 +46,21 @@ def schedule_of(config: TrainConfig, steps: Steps) -> optax.Schedule:
         warmup_lr=options.warmup_learning_rate,
         min_lr=options.min_learning_rate,
     )
-    return make_schedule(options.schedule, curve, steps_per_epoch=unit)
+    return SCHEDULES[options.schedule](curve, unit)
 
 
 def optimizer_of(
     config: TrainConfig, schedule: optax.Schedule, params: parameters.Params
 ) -> optax.GradientTransformation:
-    """The optimizer of parameters of these (abstract) shapes, its learning rate included.
+    """Builds the optimizer, its learning rate included.
+
+    Args:
+      config: options of the experiment.
+      schedule: learning rate by step.
+      params: the trained parameters, or their shapes.
 
     Raises:
-      ValueError: an unknown option, or frozen parts that the model does not have.
+      ValueError: an option is unknown, or a frozen part is not in the model.
     """
     options = config.optimizer
     scales = None
@@ -69,14 +75,15 @@ def optimizer_of(
         **options.options,
     )
     if not options.frozen:
-        return optax.chain(optimizer, optax.identity())  # so that a stored state fits both
+        # A chain of two, as below, so that a stored state fits with and without frozen parts.
+        return optax.chain(optimizer, optax.identity())
     flat = parameters.flatten(params)
     parts = {path[: index.start()] for path in flat for index in re.finditer("/|$", path)}
     for part in options.frozen:
         if part not in parts:
             raise ValueError(
-                f"config.optimizer.frozen names {part!r}, which is no part of {config.model.name}"
-                f"{suggestion(part, parts)}"
+                f"config.optimizer.frozen names {part!r}, which is not a part of "
+                f"{config.model.name}{suggestion(part, parts)}"
             )
     moves = {path: not _is_within(path, options.frozen) for path in flat}
     tree = parameters.unflatten(moves)
@@ -84,7 +91,7 @@ def optimizer_of(
     def freeze(updates: Any, _: Any) -> Any:
         return jax.tree.map(lambda u, moves: u if moves else jnp.zeros_like(u), updates, tree)
 
-    # Not `optax.masked`, which keeps a state, if an empty one.
+    # Not `optax.masked`: it keeps a state, if an empty one, and a stored state would not fit.
     return optax.chain(optimizer, optax.stateless(freeze))
 
 

@@ -1,4 +1,4 @@
-"""A profile of some training steps, for TensorBoard's profiler or xprof."""
+"""Profiling of some training steps, for TensorBoard's profiler or xprof."""
 
 import logging
 from collections.abc import Callable
@@ -18,8 +18,8 @@ class Profile:
     Args:
       workdir: the run directory; the trace goes to its plugins/profile folder.
       first: step that starts the trace.
-      last: step that ends it.
-      total_steps: of the run; a profile that goes beyond them is announced to stay short or empty.
+      last: step that ends the trace.
+      total_steps: number of steps of the run; a warning is logged if `last` is beyond it.
     """
 
     def __init__(self, workdir: Path, first: int, last: int, *, total_steps: int):
@@ -36,20 +36,21 @@ class Profile:
                 "nothing will be traced" if first > total_steps else "the trace ends there",
             )
 
-    def of(self, step: int, function: Callable[..., Result], *arguments: object) -> Result:
-        """Result of a step's function; the one that ends the trace is waited for."""
+    def traced(self, step: int, function: Callable[..., Result], *arguments: object) -> Result:
+        """Calls a step's function, inside the trace where one is wanted; returns its result."""
         if step == self._first:
             jax.profiler.start_trace(self._workdir)
             self._running = True
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
             result = function(*arguments)
         if step == self._last:
+            # Steps run asynchronously: without waiting, the trace would miss the last ones.
             jax.block_until_ready(result)
             self.close()
         return result
 
     def close(self) -> None:
-        """Writes what was traced, also when a run ends early."""
+        """Ends a running trace and writes it; safe to call when a run ends early."""
         if self._running:
             self._running = False
             jax.profiler.stop_trace()

@@ -1,8 +1,8 @@
 """Reports of a run: console lines or a live bar, TensorBoard, metrics.jsonl, curves.png.
 
 A line of metrics.jsonl is in the file before the next checkpoint begins, so that a run killed at
-any moment resumes without a gap in it. TensorBoard goes through clu, which imports TensorFlow; one
-background thread does that and the drawing, so that neither start-up nor the loop waits for it.
+any moment resumes without a gap in it. TensorBoard goes through clu, which imports TensorFlow. One
+background thread does this and the drawing, so that neither start-up nor the loop waits for it.
 """
 
 import json
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from pit_jax.files import replace_file
 from pit_jax.training.curves import draw_curves
+from pit_jax.training.durations import format_seconds
 from pit_jax.training.task import Metric
 from pit_jax.weights.run_directory import METRICS_FILE
 
@@ -30,16 +31,16 @@ class Reporter:
     """Reports one run; on processes other than the first it does nothing.
 
     Args:
-      workdir: the run directory, where the event files, metrics and curves go. Metrics of steps
-        after `first_step`, from before an interruption, are dropped: they come again.
-      metrics: of the task, in the order in which lines name them.
-      steps_per_epoch: to say where the run is.
-      total_steps: to say when it ends.
-      batch_size: images of a step, for the rate.
-      first_step: steps done before this start.
-      step_utilisation: fraction of the devices' peak that one step a second would be, or None.
+      workdir: the run directory, for event files, metrics and curves. Metrics of steps after
+        `first_step`, written before an interruption, are dropped: those steps run again.
+      metrics: metrics of the task, in the order in which lines name them.
+      steps_per_epoch: length of an epoch, for the epoch of a line.
+      total_steps: number of steps of the run, for the remaining time.
+      batch_size: examples per step, for the rate.
+      first_step: number of steps done before this start.
+      step_utilisation: fraction of the devices' peak at one step per second, or None.
       tensorboard: whether to write event files.
-      active: whether this process is the one that reports.
+      active: whether this process reports.
     """
 
     def __init__(
@@ -80,17 +81,17 @@ class Reporter:
                 self._submit(self._open_writer)
 
     def waited(self, seconds: float) -> None:
-        """The loop had to wait so long for a batch."""
+        """Adds time for which the loop waited for a batch, in seconds."""
         self._waited += seconds
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Moves the live bar to a step whose metrics are there."""
+        """Moves the live bar to a step whose metrics have been fetched."""
         if not self._bar.disable:
             self._bar.set_postfix_str(self._formatted("train", metrics), refresh=False)
             self._bar.update(step - self._bar.n)
 
     def training(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics of training up to `step`, with the rate since the last call and the time left."""
+        """Reports training up to `step`, with the rate since the last call and the time left."""
         seconds = max(time.monotonic() - self._last_time - self._paused, 1e-9)
         steps_per_second = (step - self._last_step) / seconds
         found = {
@@ -103,38 +104,38 @@ class Reporter:
         if self._step_utilisation is not None:
             found["mfu"] = steps_per_second * self._step_utilisation
             mfu = f"  MFU {found['mfu']:.1%}"
-        # A skipped update has no loss.
+        # Skipped updates have no loss to report.
         learning = self._formatted("train", found) or "all updates skipped"
         left = (self._total_steps - step) / max(steps_per_second, 1e-9)
         self._say(
             f"step {step}/{self._total_steps}  epoch {found['epoch']:.1f}  {learning}  "
             f"lr {found['learning_rate']:.2e}  "
-            f"{found['images_per_second']:,.0f} images/s{mfu}  ETA {duration(left)}"
+            f"{found['images_per_second']:,.0f} images/s{mfu}  ETA {format_seconds(left)}"
         )
         self._last_step, self._last_time = step, time.monotonic()
         self._paused = self._waited = 0.0
         self._write("train", step, found)
 
     def evaluation(self, step: int, metrics: Mapping[str, float], seconds: float) -> None:
-        """Metrics of an evaluation that took `seconds`, which the training rate leaves out."""
+        """Reports an evaluation; its `seconds` do not count in the rate of training."""
         self._paused += seconds
         self._say(
             f"step {step}/{self._total_steps}  evaluation of {metrics['count']:,} examples: "
-            f"{self._formatted('test', metrics)}  ({duration(seconds)})"
+            f"{self._formatted('test', metrics)}  ({format_seconds(seconds)})"
         )
         self._write("test", step, metrics)
         names = [metric.name for metric in self._metrics]
         self._submit(draw_curves, self._workdir / METRICS_FILE, self._workdir / CURVES_FILE, names)
 
     def close(self) -> None:
-        """Writes what is left; raises what the writing thread met."""
+        """Writes pending reports; raises an error of the writing thread that is not an OSError."""
         self._submit(self._close)
         self._bar.close()
         self._thread.shutdown()
         self._harvest(list(self._pending))
 
     def _formatted(self, group: str, values: Mapping[str, float]) -> str:
-        """The task's metrics that are among the values: "test/top1 71.30%  test/loss 1.2345"."""
+        """Formats the task's metrics that have a value: "test/loss 1.2  test/top1 71.30%"."""
         return "  ".join(
             f"{group}/{metric.name} {values[metric.name]:{metric.format}}"
             for metric in self._metrics
@@ -142,7 +143,7 @@ class Reporter:
         )
 
     def _harvest(self, done: list[Future[None]]) -> None:
-        """Raises what the writing thread met."""
+        """Warns of OSErrors of the writing thread; raises its other errors."""
         for future in done:
             self._pending.remove(future)
             try:
@@ -180,9 +181,7 @@ class Reporter:
             self._submit(self._write_summary, step, named)
 
     def _cannot_write(self, error: OSError) -> None:
-        """A disk that is full only warns: no metric is worth a run, and the checkpoints have their
-        own say.
-        """
+        """Warns only: metrics are not worth a run, and a checkpoint on a full disk raises."""
         logger.warning("cannot write metrics to %s: %s", self._workdir, error)
 
     def _open_writer(self) -> None:
@@ -200,14 +199,5 @@ class Reporter:
 
 
 def _whole_lines(path: Path) -> list[str]:
-    """The lines of a file but for one that an interruption cut short."""
+    """The complete lines of a file; drops one that an interruption cut short."""
     return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-
-
-def duration(seconds: float) -> str:
-    """ "1:02:03", "4:05" or "0.8 s"."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    minutes, whole = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{whole:02}" if hours else f"{minutes}:{whole:02}"

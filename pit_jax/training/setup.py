@@ -1,4 +1,4 @@
-"""Everything that can be wrong with an experiment is found here, before anything compiles."""
+"""Checks of an experiment, all before anything compiles."""
 
 import dataclasses
 import json
@@ -24,16 +24,16 @@ from pit_jax.weights.run_directory import CONFIG_FILE
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """An experiment that has passed all checks: all that its steps compile from.
+    """An experiment that has passed all checks; its steps compile from this alone.
 
     Attributes:
-      task: what is learnt, with its network and data.
+      task: the learning problem, with its network and data.
       mesh: all devices.
-      optimizer: of the parameters, its learning rate included.
-      schedule: that learning rate by step.
-      steps: the run's durations.
-      workdir: the run directory, which exists and can be written; None of one that is compiled
-        and never run.
+      optimizer: optimizer of the parameters, its learning rate included.
+      schedule: learning rate by step.
+      steps: durations of the run.
+      workdir: the run directory, which exists and can be written; None for an experiment that is
+        compiled and never run.
     """
 
     task: Task
@@ -45,7 +45,7 @@ class Experiment:
 
     @property
     def config(self) -> TrainConfig:
-        """The options."""
+        """Options of the experiment."""
         config: TrainConfig = self.task.config
         return config
 
@@ -56,9 +56,9 @@ class Experiment:
 
     @property
     def directory(self) -> Path:
-        """The run directory of an experiment that has one."""
+        """The run directory; raises ValueError if there is none."""
         if self.workdir is None:
-            raise ValueError("this experiment has no run directory: it was made to be compiled")
+            raise ValueError("this experiment has no run directory: it was made only to compile")
         return self.workdir
 
 
@@ -72,14 +72,15 @@ def prepare(
     """Checks an experiment, opens its data and records it in its directory; computes nothing.
 
     Args:
-      task: what is learnt.
-      config: from a config file, with overrides.
-      workdir: the run directory; made where it does not exist.
+      task: the learning problem.
+      config: options from a config file, with overrides.
+      workdir: the run directory; created if it does not exist.
       allow_config_changes: continue a run of another configuration.
 
     Raises:
       OptionsError: mistakes in the options, a line each.
-      ValueError: one line that names the option, what was found and what to do.
+      ValueError: the experiment cannot run. The line names the option, what was found and what to
+        do.
     """
     parsed = options.parse(task.config_class, config)
     directory = writable(workdir)
@@ -95,16 +96,16 @@ def prepare(
 def make_experiment(
     task: type[Task], config: config_dict.ConfigDict, mesh: Mesh, *, trains: bool = True
 ) -> Experiment:
-    """An experiment on a mesh of any devices, whether they are there or not, without data.
+    """Makes an experiment to compile: without data, on a mesh of devices that need not exist.
 
     Args:
-      task: what is learnt.
-      config: from a config file, with overrides.
-      mesh: of `sharding.make_mesh`, for `config.fsdp`.
-      trains: whether it has to be able to train; False for one that is evaluated.
+      task: the learning problem.
+      config: options from a config file, with overrides.
+      mesh: a mesh from `sharding.make_mesh`, for `config.fsdp`.
+      trains: whether it must be able to train; False for an experiment that is only evaluated.
 
     Raises:
-      ValueError: as from `prepare`.
+      ValueError: as `prepare`.
     """
     parsed = options.parse(task.config_class, config)
     _check_batches(parsed, mesh.size)
@@ -138,7 +139,7 @@ def _check_batches(config: TrainConfig, devices: int) -> None:
 
 
 def _check_gates(config: TrainConfig, steps: Steps) -> None:
-    """Refuses a gate at whose epoch nothing is evaluated."""
+    """Refuses a gate after an epoch without an evaluation."""
     for epoch in config.min_metric_at:
         step = epoch * steps.epoch
         if step > steps.total or (step % steps.evaluate and step != steps.total):
@@ -149,7 +150,7 @@ def _check_gates(config: TrainConfig, steps: Steps) -> None:
 
 
 def record_of(experiment: Experiment) -> dict[str, Any]:
-    """The experiment as JSON: its configuration, the model that follows from it, versions."""
+    """The experiment as JSON values: its configuration, the model built from it, versions."""
     return {
         "config": dataclasses.asdict(experiment.config),
         "model": {
@@ -161,10 +162,10 @@ def record_of(experiment: Experiment) -> dict[str, Any]:
 
 
 def record(experiment: Experiment) -> None:
-    """Stores the experiment in its directory, for what continues or reads it.
+    """Stores the experiment in its directory.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: the file cannot be written.
     """
     if jax.process_index() == 0:
         text = json.dumps(record_of(experiment), indent=2) + "\n"
@@ -172,13 +173,14 @@ def record(experiment: Experiment) -> None:
 
 
 def _compare(experiment: Experiment, allow_changes: bool) -> None:
-    """Compares the experiment with the one that the directory belongs to, or makes it this one's.
+    """Compares the experiment with the one recorded in its directory, or records it.
 
-    A failed start does not bind the directory to its configuration. All processes of a job see
-    alike whether it failed: none saves anything before all are past this.
+    A failed start does not bind the directory to its configuration. All processes of a job decide
+    the same: none saves a checkpoint before all have passed this.
 
     Raises:
-      ValueError: another one; the differing options are listed. Or it cannot be recorded.
+      ValueError: the directory belongs to another experiment, whose differing options are listed;
+        or the experiment cannot be recorded.
     """
     path = experiment.directory / CONFIG_FILE
     if not path.is_file() or not holds_work(experiment.directory):
@@ -188,7 +190,8 @@ def _compare(experiment: Experiment, allow_changes: bool) -> None:
             raise ValueError(f"cannot write {path}: {error.strerror or error}") from error
         return
     if allow_changes:
-        return  # what the directory holds has to fit first
+        # Recorded by the loop, once the checkpoint has shown that it fits the new configuration.
+        return
     defaults = dataclasses.asdict(type(experiment.config)())
     before = upgraded(json.loads(path.read_text())["config"], defaults)
     differing = changes(before, json.loads(json.dumps(record_of(experiment)))["config"])

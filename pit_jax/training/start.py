@@ -1,4 +1,4 @@
-"""Start of a run: initial or restored state, constants on the devices, the compiled steps."""
+"""Start of a run: initial or restored state, constants on the devices, compiled steps."""
 
 import logging
 import time
@@ -11,7 +11,8 @@ from pit_jax import sharding
 from pit_jax.models import parameters
 from pit_jax.ops import lowerings
 from pit_jax.training.checkpoints import Checkpoints, Progress
-from pit_jax.training.reporting import duration
+from pit_jax.training.durations import format_seconds
+from pit_jax.training.recovery import restore_newest
 from pit_jax.training.setup import Experiment
 from pit_jax.training.state import TrainState, abstract_state, create_state
 from pit_jax.training.step import make_train_step
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def overview(experiment: Experiment) -> None:
-    """Logs the parameters, the task, the length of the run and the devices."""
+    """Logs parameters, task, length of the run and devices."""
     from clu import parameter_overview
 
     trained, _ = parameters.separate(experiment.abstract)
@@ -43,11 +44,11 @@ def overview(experiment: Experiment) -> None:
 
 
 def start_state(experiment: Experiment, saved: Checkpoints) -> tuple[TrainState, Progress]:
-    """State and progress of the newest readable checkpoint; else the task's initial values."""
+    """State and progress of the newest readable checkpoint, or of the task's initial values."""
     config = experiment.config
     ema = config.ema_decay is not None
     abstract = abstract_state(experiment.abstract, experiment.optimizer, experiment.mesh, ema=ema)
-    restored = saved.restore_newest(abstract, seed=config.seed)
+    restored = restore_newest(saved, abstract, seed=config.seed)
     if restored is not None:
         logger.info("resuming after step %d of %s", int(restored[0].step), experiment.workdir)
         return restored
@@ -57,7 +58,7 @@ def start_state(experiment: Experiment, saved: Checkpoints) -> tuple[TrainState,
 
 
 def constants(experiment: Experiment) -> Params:
-    """The task's constants on the devices."""
+    """Places the task's constants on the devices."""
     values = experiment.task.constants()
     return jax.tree.map(sharding.shard, values, sharding.state_shardings(experiment.mesh, values))
 
@@ -69,7 +70,7 @@ def abstract_batches(experiment: Experiment) -> tuple[Shapes, ...]:
 
 
 def placed(batch: Shapes, experiment: Experiment) -> Shapes:
-    """Shapes of a global batch, split over the devices of an experiment."""
+    """Adds to the shapes of a global batch its sharding over the experiment's devices."""
     rows = sharding.batch_sharding(experiment.mesh)
     return {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows)
@@ -78,11 +79,11 @@ def placed(batch: Shapes, experiment: Experiment) -> Shapes:
 
 
 def jitted_step(experiment: Experiment, state: Any) -> Any:
-    """The training step as it runs; the state given to it is consumed.
+    """Jits the training step; it donates the state it is given.
 
     Args:
-      experiment: task, optimizer and devices.
-      state: a `TrainState`, of arrays or of shapes with shardings.
+      experiment: the experiment.
+      state: a `TrainState` of arrays, or of shapes with shardings.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = make_train_step(experiment.task, experiment.optimizer, experiment.schedule)
@@ -94,15 +95,15 @@ def jitted_step(experiment: Experiment, state: Any) -> Any:
 
 
 def compile_step(experiment: Experiment, state: Any, constants: Any) -> Callable[..., Any]:
-    """The training step, compiled ahead of time for every shape of batch of the task.
+    """Compiles the training step ahead of time, for every batch shape of the task.
 
     Args:
-      experiment: task, optimizer and devices.
-      state: a `TrainState`, of arrays or of shapes with shardings.
-      constants: the task's, likewise.
+      experiment: the experiment.
+      state: a `TrainState` of arrays, or of shapes with shardings.
+      constants: constants of the task, as arrays or shapes with shardings.
 
     Returns:
-      (state, constants, batch) to (state, metrics).
+      A function from (state, constants, batch) to (state, metrics).
     """
     began = time.monotonic()
     step = jitted_step(experiment, state)
@@ -110,17 +111,20 @@ def compile_step(experiment: Experiment, state: Any, constants: Any) -> Callable
         _shapes(batch): step.lower(state, constants, batch).compile()
         for batch in abstract_batches(experiment)
     }
-    logger.info("compiled the training step in %s", duration(time.monotonic() - began))
+    logger.info("compiled the training step in %s", format_seconds(time.monotonic() - began))
     if len(compiled) == 1:
         return next(iter(compiled.values()))
 
-    def of_shape(state: Any, constants: Any, batch: Any) -> Any:
+    def step_by_shape(state: Any, constants: Any, batch: Any) -> Any:
         shapes = _shapes(batch)
         if shapes not in compiled:
-            raise ValueError(f"no step is compiled for a batch of {dict(shapes)}")
+            raise ValueError(
+                f"no step is compiled for a batch of {dict(shapes)}: its shapes are not among "
+                "those of `Task.batch_shapes`"
+            )
         return compiled[shapes](state, constants, batch)
 
-    return of_shape
+    return step_by_shape
 
 
 def _shapes(batch: Any) -> tuple[tuple[str, tuple[int, ...]], ...]:

@@ -1,4 +1,4 @@
-"""What training changes from step to step, made sharded from the start."""
+"""The state that training changes from step to step, created sharded."""
 
 import dataclasses
 import functools
@@ -24,14 +24,14 @@ class TrainState:
     """Everything a step reads and writes.
 
     Attributes:
-      step: steps done, int32 scalar.
-      seed: of all that is random in steps, int32 scalar; here, so that runs of all seeds share one
-        compiled program.
-      params: what the optimizer trains, nested dict of float32 arrays.
-      statistics: running statistics of batch normalisation; {} of a model without.
-      optimizer: the optimizer's own state.
-      ema: moving average of `params`; {} where none is kept.
-      skipped: updates skipped in a row, and in all, int32 (2,).
+      step: number of steps done, int32 scalar.
+      seed: seed of all randomness in steps, int32 scalar. As part of the state, not a constant, it
+        lets runs of all seeds share one compiled program.
+      params: trained parameters, a nested dict of float32 arrays.
+      statistics: running statistics of batch normalisation; {} for a model without any.
+      optimizer: state of the optimizer.
+      ema: moving average of `params`; {} if none is kept.
+      skipped: number of updates skipped in a row, and in total, int32 (2,).
     """
 
     step: jax.Array
@@ -46,7 +46,7 @@ class TrainState:
 def initial_state(
     values: parameters.Params, optimizer: optax.GradientTransformation, seed: Any, *, ema: bool
 ) -> TrainState:
-    """The state before the first step, from a model's initial values; can be traced."""
+    """Builds the state before the first step from a model's initial values; can be traced."""
     params, statistics = parameters.separate(values)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -67,7 +67,7 @@ def create_state(
     ema: bool,
     seed: int,
 ) -> TrainState:
-    """The state before the first step; each device is sent its shards of the host's values."""
+    """Creates the state before the first step; each device receives only its shards."""
     initialise = functools.partial(initial_state, optimizer=optimizer, ema=ema)
     shardings = sharding.state_shardings(mesh, jax.eval_shape(initialise, values, seed=seed))
     values = jax.tree.map(np.asarray, values)
@@ -79,7 +79,7 @@ def create_state(
 def abstract_state(
     values: parameters.Params, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool
 ) -> TrainState:
-    """Shapes, dtypes and shardings of the state, nothing computed: what a restore needs."""
+    """Shapes, dtypes and shardings of the state, with nothing computed."""
     initialise = functools.partial(initial_state, optimizer=optimizer, ema=ema)
     abstract = jax.eval_shape(initialise, values, seed=0)
     return jax.tree.map(_place, abstract, sharding.state_shardings(mesh, abstract))

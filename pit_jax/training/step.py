@@ -1,4 +1,4 @@
-"""One training step, as a pure function to be jitted.
+"""One training step, as a pure function to jit.
 
     batch -> task.prepare -> model -> task.loss -> gradient -> optimizer -> EMA -> metrics
 
@@ -25,16 +25,17 @@ TrainStep = Callable[[TrainState, parameters.Params, Batch], tuple[TrainState, M
 def make_train_step(
     task: Task, optimizer: optax.GradientTransformation, schedule: optax.Schedule
 ) -> TrainStep:
-    """The step: state, the task's constants and a global batch in; the next state and metrics out.
+    """Makes the step, which maps (state, constants of the task, global batch) to (next state,
+    metrics).
 
-    The metrics are scalars of the batch before the update: "loss" and what else the task measures,
-    "gradient_norm", "learning_rate", and the updates left out, "skipped" in all and
-    "skipped_in_a_row".
+    The metrics are scalars. "loss", the task's own and "gradient_norm" are those of the batch
+    before the update. "learning_rate" is that of this update. "skipped" and "skipped_in_a_row"
+    count the updates skipped so far.
 
     Args:
-      task: decides batch, loss and which parameters move.
-      optimizer: of the parameters, its learning rate included.
-      schedule: that learning rate by step, for the metrics.
+      task: the learning problem: batch, loss, and which parameters move.
+      optimizer: optimizer of the parameters, its learning rate included.
+      schedule: learning rate by step, for the metrics.
     """
     config = task.config
     graphdef, _ = task.model()
@@ -73,7 +74,7 @@ def make_train_step(
 
 
 def step_keys(seed: int | jax.Array, step: int | jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Keys of a step's augmentation and of its model."""
+    """Keys of one step: for the preparation of its batch, and for its model."""
     prepare_key, model_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), step))
     return prepare_key, model_key
 
@@ -81,8 +82,10 @@ def step_keys(seed: int | jax.Array, step: int | jax.Array) -> tuple[jax.Array, 
 def loss_function(
     task: Task, graphdef: nnx.GraphDef, statistics: parameters.Params
 ) -> Callable[..., tuple[jax.Array, tuple[Metrics, Metrics]]]:
-    """The function that is differentiated: (params, inputs, key) to (loss, (further metrics, batch
-    statistics)), rematerialising as the configuration says.
+    """Makes the function to differentiate, with the rematerialisation of the configuration.
+
+    Returns:
+      A function from (params, inputs, key) to (loss, (further metrics, batch statistics)).
     """
 
     def loss_of(
@@ -92,7 +95,7 @@ def loss_function(
         of_batch: Metrics = {}
 
         def network(*arrays: Any, capture: tuple[str, ...] = (), **options: Any) -> Any:
-            """The model in training mode; the statistics of its batch are kept for the step."""
+            """Calls the model in training mode and keeps the statistics of its batch."""
             wanted = (*capture, "batch_statistics") if statistics else capture
             outputs = model(*arrays, train=True, capture=wanted, **options)
             if not statistics:
@@ -118,7 +121,7 @@ def _gradient(
     inputs: Batch,
     key: jax.Array,
 ) -> Any:
-    """((loss, (metrics, statistics)), gradient) for the inputs, part by part."""
+    """((loss, (metrics, statistics)), gradient), averaged over `accumulate` parts of the inputs."""
     loss_of = loss_function(task, graphdef, state.statistics)
 
     def differentiate(inputs: Batch, key: jax.Array) -> Any:
@@ -141,7 +144,8 @@ def _gradient(
 
 
 def _interleave(x: jax.Array, parts: int) -> jax.Array:
-    """(B, ...) to (parts, B / parts, ...), every part taking rows from every device."""
+    """Splits rows (B, ...) into (parts, B / parts, ...)."""
+    # Every part takes rows from every device, so that no row moves between devices.
     return jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)
 
 
@@ -180,13 +184,13 @@ def _where(condition: Any, new: Any, old: Any) -> Any:
 def _of_moments(
     optimizer: optax.GradientTransformation, moments: optax.OptState, moves: parameters.Params
 ) -> Any:
-    """A tree like the optimizer's state: of every moment whether its parameter moves; counts do."""
+    """Extends `moves` to the optimizer state: moments move with their parameter, counts always."""
     return optax.tree.map_params(
         optimizer, lambda _, move: move, moments, moves, transform_non_params=lambda _: True
     )
 
 
 def _keep_if(finite: jax.Array, after: TrainState, before: TrainState) -> TrainState:
-    """The updated state; where something was not finite, the old one and the skip counted."""
+    """The updated state if everything is finite; else the old one, with the skip counted."""
     skipped = dataclasses.replace(before, step=after.step, skipped=before.skipped + 1)
     return jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, skipped)

@@ -1,4 +1,4 @@
-"""The durations of a run in whole steps."""
+"""Durations of a run, converted to whole steps."""
 
 import dataclasses
 
@@ -11,9 +11,9 @@ class Steps:
     """Durations of a run, all in steps.
 
     Attributes:
-      epoch: floor(examples / batch size).
-      total: of the run.
-      log, evaluate, checkpoint: between two of each.
+      epoch: length of an epoch, floor(examples / batch size).
+      total: length of the run.
+      log, evaluate, checkpoint: interval between log lines, evaluations, checkpoints.
     """
 
     epoch: int
@@ -24,15 +24,15 @@ class Steps:
 
 
 def steps_of(config: TrainConfig, num_examples: int, data: str) -> Steps:
-    """The durations of a run.
+    """Converts the durations of a configuration to steps.
 
     Args:
-      config: with durations as text.
-      num_examples: of the training split.
-      data: its name, for messages.
+      config: options, with durations as text.
+      num_examples: size of the training split.
+      data: name of the training split, for messages.
 
     Raises:
-      ValueError: a batch larger than the split, or a duration of less than a step.
+      ValueError: the batch is larger than the split, or a duration is less than a step.
     """
     epoch = num_examples // config.batch_size
     if not epoch:

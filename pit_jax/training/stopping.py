@@ -1,7 +1,7 @@
-"""Ending early in an orderly way: SIGTERM, Ctrl-C, preemption of any one process.
+"""Graceful shutdown: SIGTERM, Ctrl-C or preemption of any process ends a run after a step.
 
-In a job of several processes JAX's preemption service agrees on a step at which all of them stop;
-a single process needs no more than a flag.
+In a job of several processes JAX's preemption service agrees on a step at which all of them stop.
+A single process only sets a flag.
 """
 
 import logging
@@ -19,41 +19,43 @@ logger = logging.getLogger(__name__)
 
 
 class Stopper:
-    """Whether to stop, asked once a step with the number of steps done."""
+    """Tells the loop, once per step, whether to stop."""
 
     def __init__(self) -> None:
         self._asked = False
 
     def requested(self, step: int) -> bool:
-        """True, on all processes at the same step, once any of them was told to end."""
+        """Whether any process was asked to stop; True on all processes at the same step.
+
+        Args:
+          step: number of steps done.
+        """
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._asked
 
     def ask(self, number: int, frame: FrameType | None) -> None:
-        """The signal handler; a second signal ends the process the usual way."""
+        """Handles a signal: asks to stop. A second signal ends the process at once."""
         del frame
         self._asked = True
         signal.signal(number, signal.SIG_DFL)
         logger.info(
-            "%s: saving a checkpoint, then stopping; once more ends at once",
+            "%s: saving a checkpoint, then stopping; a second signal ends the run at once",
             signal.Signals(number).name,
         )
         if jax.process_count() > 1:
-            # Passed on as what the preemption service listens for.
+            # The preemption service listens for SIGTERM alone.
             os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextmanager
-def orderly() -> Iterator[Stopper]:
-    """A `Stopper` that signals reach; handlers are put back afterwards.
-
-    SIGTERM belongs to JAX's preemption service where there are several processes.
-    """
+def graceful_shutdown() -> Iterator[Stopper]:
+    """Yields a `Stopper` that handles signals; the previous handlers are restored afterwards."""
     stopper = Stopper()
+    # With several processes, SIGTERM belongs to JAX's preemption service.
     numbers = [signal.SIGINT] if jax.process_count() > 1 else [signal.SIGINT, signal.SIGTERM]
     if threading.current_thread() is not threading.main_thread():
-        numbers = []  # Python delivers signals to the main thread alone
+        numbers = []  # Python allows signal handlers in the main thread only
     before = {number: signal.signal(number, stopper.ask) for number in numbers}
     try:
         yield stopper

@@ -1,9 +1,9 @@
-"""The seam between the trainer and what is learnt.
+"""The interface between the trainer and a learning problem.
 
-The trainer, the compile report, `evaluate.py` and the reporter know a task by the class below and
-nothing else of it. A task is a folder of `pit_jax/tasks/` and a line of `tasks/registry.py`, or a
-class in a package of its own that announces itself by an entry point. `training/` imports no task:
-programs look it up and hand it in.
+The trainer, the compile report, `evaluate.py` and the reporter know a task only by the class
+below. A task is a folder of `pit_jax/tasks/` and a line of `tasks/registry.py`, or a class in a
+package of its own, announced by an entry point. `training/` imports no task: programs look the task
+up and pass it in.
 """
 
 import abc
@@ -26,18 +26,18 @@ from pit_jax.weights.read import WeightFile
 Params = parameters.Params
 Batch = dict[str, Any]
 Shapes = dict[str, jax.ShapeDtypeStruct]
-# The model in training mode: `network(images, key=key)`. Batch statistics are kept by the trainer.
+# The model in training mode: `network(images, key=key)`. The trainer keeps the batch statistics.
 Network = Callable[..., Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Metric:
-    """A number that a task reports, of training or of evaluation.
+    """A number that a task reports, in training or evaluation.
 
     Attributes:
-      name: without a prefix; logs and files say "train/NAME" and "test/NAME".
-      format: how it is printed, as `format()` takes it: ".2%" of a fraction.
-      higher_is_better: decides which checkpoint is the best by it.
+      name: name without a prefix; logs and files say "train/NAME" and "test/NAME".
+      format: format specification, as for `format()`; ".2%" suits a fraction.
+      higher_is_better: whether a checkpoint with a higher value is better.
     """
 
     name: str
@@ -51,10 +51,10 @@ class Evaluation:
 
     Attributes:
       model: name of the network.
-      parameters: how many it has.
+      parameters: number of its parameters.
       data: name of data set and split.
-      options: how else it was evaluated, for people.
-      metrics: of the task, by name without a prefix; "count" is the number of examples.
+      options: further options of the evaluation, to print.
+      metrics: metrics of the task by name, without a prefix; "count" is the number of examples.
       seconds: wall time, compilation included.
     """
 
@@ -69,17 +69,17 @@ class Evaluation:
 class Task(abc.ABC):
     """One learning problem: its data, its loss, its metrics.
 
-    Constructed by `open`, which opens the data, or by `without_data`, for programs that are
-    compiled and never run.
+    `open` constructs it with its data; `without_data` constructs it for programs that are compiled
+    and never run.
 
     Attributes:
       config_class: dataclass of all options, a subclass of `TrainConfig`.
-      metrics: what logs, curves and the last line print, in this order.
-      main_metric: name of the one that ranks checkpoints.
-      config: the experiment's options.
-      network: configuration of the model, of `models.zoo`.
-      num_examples: of the training split.
-      data: the training split's name, for messages.
+      metrics: metrics in the order in which logs, curves and the last line print them.
+      main_metric: name of the metric that ranks checkpoints.
+      config: options of the experiment.
+      network: configuration of the model, from `models.zoo`.
+      num_examples: size of the training split.
+      data: name of the training split, for messages.
     """
 
     config_class: ClassVar[type[TrainConfig]] = TrainConfig
@@ -94,41 +94,42 @@ class Task(abc.ABC):
     @classmethod
     @abc.abstractmethod
     def open(cls, config: Any) -> Self:
-        """The task of an experiment, with its data opened.
+        """Makes the task of an experiment and opens its data.
 
         Raises:
-          ValueError: one line that names the option, what was found and what to do.
+          ValueError: the experiment cannot run. The line names the option, what was found and what
+            to do.
         """
 
     @classmethod
     def without_data(cls, config: Any) -> Self:
-        """The task as the compiler needs it, on a machine that has not the data.
+        """Makes the task for compilation alone, on a machine without the data.
 
         Raises:
-          ValueError: as from `open`.
+          ValueError: as `open`.
         """
         raise ValueError(f"config.task={config.task!r} cannot be compiled without its data")
 
     def check(self) -> None:
-        """Refuses with a ValueError what can be evaluated, but not trained."""
+        """Raises ValueError for an experiment that can be evaluated, but not trained."""
         return
 
     def summary(self) -> str:
-        """A line for the start of a run: the network's cost, the data's size."""
+        """Text for the start of a run, such as the network's cost and the data's size."""
         return f"{self.num_examples:,} training examples"
 
-    # What is computed.
+    # Computation.
 
     def model(self) -> tuple[nnx.GraphDef, Params]:
-        """Structure of the network, and its parameters as shapes."""
+        """Structure of the network and shapes of its parameters."""
         return zoo.abstract(self.network, dtype=jnp.dtype(self.config.model.dtype))
 
     def initial_values(self) -> Params:
-        """Parameters before the first step: of `config.init_from`, or drawn from the seed."""
+        """Parameters before the first step, read from `config.init_from` or drawn from the seed."""
         return initial_values(self.config, self.network)
 
     def constants(self) -> Params:
-        """Arrays that every step reads and none changes, such as a teacher's weights."""
+        """Arrays that steps read and never change, such as a teacher's weights."""
         return {}
 
     def abstract_constants(self) -> Params:
@@ -137,22 +138,22 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def batch_shapes(self, size: int) -> tuple[Shapes, ...]:
-        """Shapes of a global training batch of `size` examples; several where batches come in
-        several shapes. A step is compiled for each.
+        """Shapes of a global training batch of `size` examples, one for each form that batches
+        take, the largest first. A step is compiled for each.
         """
 
     def prepare(self, key: jax.Array, batch: Batch) -> Batch:
-        """The whole global batch as the loss takes it: augmentation on the device. Arrays begin
-        with the batch axis (B, ...).
+        """Turns a global batch, arrays (B, ...), into the inputs of the loss, arrays (B, ...).
+        Augmentation on the device happens here.
         """
         del key
         return batch
 
     def references(self, constants: Params, inputs: Batch) -> Batch:
-        """The inputs with what no gradient passes through, such as a teacher's logits.
+        """Adds to the inputs values without a gradient, such as a teacher's logits.
 
-        It is computed outside of what is differentiated: rematerialisation neither keeps nor
-        repeats it.
+        They are computed outside the differentiated function, so that rematerialisation does not
+        repeat them.
         """
         del constants
         return inputs
@@ -161,24 +162,24 @@ class Task(abc.ABC):
     def loss(
         self, network: Network, inputs: Batch, key: jax.Array
     ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
-        """A float32 scalar, a mean over the batch, and further scalar metrics by name."""
+        """The loss, a float32 scalar, mean over the batch; and further scalar metrics by name."""
 
     def moves(self, key: jax.Array, params: Params) -> Params | None:
-        """Which parameters and moments of the optimizer this step may change.
+        """Masks the parameters, and moments of the optimizer, that this step changes.
 
         Args:
-          key: the one that `prepare` is given in this step.
-          params: before the step.
+          key: the key that `prepare` is given in this step.
+          params: parameters before the step.
 
         Returns:
-          A tree like `params` of booleans, broadcast against each array; None where all move.
+          A tree like `params` of booleans, broadcast against each array; None if all move.
         """
         del key, params
         return None
 
     def flops(self, *, training: bool) -> int | None:
         """Floating-point operations per example, of a training step or of a forward pass; None
-        where unknown.
+        if unknown.
         """
         del training
         return None
@@ -187,32 +188,33 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def train_rows(self, first_batch: int) -> Iterator[Mapping[str, np.ndarray]]:
-        """This process's rows of the endless training batches, from batch `first_batch` on.
+        """Endless iterator over this process's rows of the training batches, from `first_batch` on.
 
-        An iterator with `start_prefetch()` is asked to begin at once. Rows may have "replaced",
-        int32 (rows,): the example that could not be decoded and that a row stands for, or -1.
+        If the iterator has a method `start_prefetch()`, the trainer calls it at once. Rows may
+        contain "replaced", int32 (rows,): index of the example that could not be decoded and that
+        the row replaces, or -1.
         """
 
     @abc.abstractmethod
     def evaluator(self, mesh: Mesh) -> Callable[[Params], dict[str, float]]:
-        """A function from parameters to metrics of the held-out split, "count" among them; every
-        example is counted once, on any number of processes.
+        """Makes a function from parameters to metrics of the held-out split, "count" among them.
+        Every example counts once, on any number of processes.
         """
 
     def inference(self, size: int) -> tuple[EvaluationStep, Shapes]:
-        """The program of an evaluation, and the shapes of its global batch, for the compiler."""
-        raise ValueError(f"config.task={self.config.task!r} has no program of inference")
+        """The evaluation step and the shapes of its global batch, for compilation."""
+        raise ValueError(f"config.task={self.config.task!r} has no inference program")
 
     def card(self) -> dict[str, Any]:
-        """What the card of a run's weights says beside the model; JSON values."""
+        """Further entries for the card of a run's weights, beside the model; JSON values."""
         return {}
 
-    # What `evaluate.py` does with weights that a run or a conversion left.
+    # Evaluation of a weights file by `evaluate.py`.
 
     @classmethod
     def evaluation_options(cls, file: WeightFile) -> Any:
-        """How weights are evaluated unless told otherwise: a dataclass, of whose fields
-        `evaluate.py` makes flags; the metadata of a field has its "help" and "choices".
+        """Default options for the evaluation of a file: a dataclass of options (`options.py`),
+        which become flags of `evaluate.py`.
         """
         raise ValueError(f"{file.source}: weights of this task cannot be evaluated by themselves")
 
@@ -226,17 +228,17 @@ class Task(abc.ABC):
         batch_size: int = 256,
         image_size: tuple[int, int] | None = None,
     ) -> Evaluation:
-        """Metrics of a weights file.
+        """Evaluates a weights file.
 
         Args:
-          file: with its card.
-          options: of `evaluation_options`, with what the user has changed.
-          model: a name of the zoo; None for what the file says.
-          batch_size: examples of a step over all devices, rounded up to a multiple of theirs.
-          image_size: height and width, None for the file's.
+          file: content of the file, with its card.
+          options: the result of `evaluation_options`, with the user's changes.
+          model: a name of the zoo; None to identify the model from the file.
+          batch_size: examples per step over all devices, rounded up to a multiple of their number.
+          image_size: height and width in pixels; None for the file's.
 
         Raises:
-          ValueError: weights that do not fit, data that is not there.
+          ValueError: the weights do not fit, or the data is missing.
         """
         del options, model, batch_size, image_size
         raise ValueError(f"{file.source}: weights of this task cannot be evaluated by themselves")

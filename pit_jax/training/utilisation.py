@@ -1,13 +1,13 @@
-"""Model FLOPs utilisation: what a model needs computed a second over what its devices could."""
+"""Model FLOPs utilisation (MFU): FLOPs a model needs per second over the peak of its devices."""
 
 import re
 
 import jax
 
-# Dense bfloat16 FLOPs per second (float16 where there is no bfloat16) of one device, by the first
-# words of JAX's name for its kind; the longest that fits counts. From the vendors' data sheets.
+# Dense bfloat16 FLOPs per second of one device (float16 if it has no bfloat16), from the vendors'
+# data sheets. Keys are the first words of JAX's `device_kind`; the longest match counts.
 PEAK_FLOPS = {
-    "TPU v2": 22.5e12,  # a core: JAX counts two to a chip before v4
+    "TPU v2": 22.5e12,  # of a core: before v4, JAX counts the two cores of a chip as two devices
     "TPU v3": 61.5e12,
     "TPU v4": 275e12,
     "TPU v4 lite": 138e12,
@@ -17,7 +17,7 @@ PEAK_FLOPS = {
     "TPU v5": 459e12,
     "TPU v6 lite": 918e12,
     "TPU v6e": 918e12,
-    "TPU7x": 1153.5e12,  # a core: the chip's 2307 are those of the two that JAX counts
+    "TPU7x": 1153.5e12,  # of a core: JAX counts two devices per chip, which has 2307 TFLOPs
     "Tesla V100": 125e12,
     "Tesla V100-PCIE": 112e12,
     "NVIDIA V100": 125e12,
@@ -36,22 +36,22 @@ PEAK_FLOPS = {
 
 
 def peak_flops(device: jax.Device) -> float | None:
-    """Peak of a device, or None for a kind that is not in the table, such as a CPU."""
+    """Peak FLOPs per second of a device; None for a kind not in the table, such as a CPU."""
     fitting = [kind for kind in PEAK_FLOPS if re.match(rf"{re.escape(kind)}\b", device.device_kind)]
     return PEAK_FLOPS[max(fitting, key=len)] if fitting else None
 
 
 def utilisation(flops: float | None, *, examples: float, peak: float | None) -> float | None:
-    """Fraction of a device's peak that one training step a second would be; None where the peak or
-    the operations are unknown.
+    """Fraction of a device's peak at one training step per second; None if the peak or the
+    operations are unknown.
 
-    The operations are the model's own: a compiler counts neither what kernels compute inside nor
-    how often a loop runs, but does count what is computed again.
+    The operations are counted on the model, not by the compiler: that one counts neither the inside
+    of kernels nor the iterations of a loop, but does count recomputation.
 
     Args:
-      flops: operations of a step per example.
-      examples: of a step and device.
-      peak: FLOPs per second of one device, None for the table's.
+      flops: operations per example of a training step.
+      examples: examples per device and step.
+      peak: FLOPs per second of one device; None for the table's.
     """
     peak = peak or peak_flops(jax.local_devices()[0])
     return examples * flops / peak if peak and flops else None

@@ -1,4 +1,4 @@
-"""A run directory before the run: whether it can be written, and whose it is."""
+"""Checks of a run directory before the run: whether it is writable, which experiment it holds."""
 
 import importlib.metadata
 import json
@@ -14,15 +14,13 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 
 def writable(workdir: str | os.PathLike[str]) -> Path:
-    """The run directory, made where it does not exist, as an absolute path.
+    """Creates the run directory if it does not exist; returns its absolute path.
 
     Raises:
-      ValueError: it cannot be written.
+      ValueError: the directory cannot be written.
     """
     if "://" in str(workdir):
-        raise ValueError(
-            f"--workdir={workdir} is an address; give a folder, mounted where it is remote"
-        )
+        raise ValueError(f"--workdir={workdir} is an address; give a folder (mount a remote one)")
     directory = Path(workdir).expanduser()
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -36,19 +34,19 @@ def writable(workdir: str | os.PathLike[str]) -> Path:
 
 
 def holds_work(workdir: Path) -> bool:
-    """Whether a run directory has a complete checkpoint, readable or not, or a result."""
+    """Whether a run directory has a result or a complete checkpoint, readable or not."""
     names = (path.name for path in (workdir / CHECKPOINT_FOLDER).glob("*"))
     saved = any(name.isdecimal() or name.startswith("damaged-") for name in names)
     return saved or (workdir / RESULT_FILE).is_file()
 
 
-# Options of earlier versions, and their names now.
+# Options of earlier versions and their present names.
 RENAMED = {"min_top1_at": "min_metric_at"}
 
 
 def upgraded(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """A recorded configuration in the words of this version: renamed options under their new names,
-    later ones at their defaults.
+    """Translates a recorded configuration to this version: renamed options get their new names,
+    later ones their defaults.
     """
     known = {RENAMED.get(name, name): value for name, value in config.items()}
     added = {name: _as_json(value) for name, value in defaults.items() if name not in known}
@@ -60,7 +58,7 @@ def _as_json(value: Any) -> Any:
 
 
 def changes(before: dict[str, Any], now: dict[str, Any], path: str = "config") -> list[str]:
-    """Which options differ between two configurations, with both values."""
+    """Lists the options that differ between two configurations, with both values."""
     found: list[str] = []
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key), now.get(key)
@@ -72,6 +70,6 @@ def changes(before: dict[str, Any], now: dict[str, Any], path: str = "config") -
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of what decides the numbers."""
+    """Installed versions of the packages that affect the numbers."""
     installed = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {"pit_jax": __version__, **installed}

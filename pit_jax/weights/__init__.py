@@ -1,1 +1,1 @@
-"""How weights travel: torch files in official and timm names, our own files, the hub; both ways."""
+"""Reading and writing weights: our own files, torch files in official and timm names, the hub."""

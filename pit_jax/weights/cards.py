@@ -30,9 +30,9 @@ def make_card(
 
     Args:
       name: a row of `list_models()`.
-      config: the configuration the weights fit.
+      config: the configuration that the weights fit.
       source: the file, hub identifier or training run they come from.
-      sha256: of the source file, in hexadecimal.
+      sha256: hash of the source file, in hexadecimal.
       layout: layout of the source's names, such as "official", "timm" or "pit_jax".
       command: command line that makes the file again.
       torch_version: version of torch, if it was needed to read the source.

@@ -1,4 +1,4 @@
-"""A model by name, fresh or with weights."""
+"""Models by name or from a file, freshly initialised or with weights."""
 
 from typing import Any
 
@@ -23,20 +23,20 @@ def create_model(
     drop_path_rate: float = 0.0,
     **overrides: Any,
 ) -> zoo.Model:
-    """Builds a model by name, and fills it with weights.
+    """Builds a model by name, and loads weights into it.
 
     Args:
       name: a row of `list_models()`.
       image_size: an int, or (height, width); None for the row's own. The positions of weights for
         another size are resized.
-      num_classes: of the head; 0 for a model that returns pooled features.
+      num_classes: classes of the head; 0 for a model that returns pooled features.
       weights: path of a .safetensors file, a torch checkpoint in official or timm names or a
         directory of ours, or "hf:owner/name[@revision]"; None for a freshly initialised model.
       head: "load", or "new" to take a fresh head where that of `weights` has another number of
         classes.
-      seed: of the parameters that are freshly initialised.
-      dtype: of the arithmetic; parameters are float32.
-      drop_path_rate: of stochastic depth in training.
+      seed: seed of the parameters that are freshly initialised.
+      dtype: type of the arithmetic; parameters are float32.
+      drop_path_rate: rate of stochastic depth in training.
       **overrides: any other field of the configuration.
 
     Returns:
@@ -68,7 +68,7 @@ def load_model(weights: Source, *, dtype: DTypeLike = jnp.float32) -> zoo.Model:
 
     Args:
       weights: as for `create_model`.
-      dtype: of the arithmetic; parameters are float32.
+      dtype: type of the arithmetic; parameters are float32.
 
     Raises:
       ValueError: weights that cannot be read, or that fit no model or several.

@@ -31,7 +31,9 @@ HEAD_CHOICES = ("load", "new")
 
 
 class HeadError(ValueError):
-    """Weights do not fit, with a head for other classes; `head="new"` would take a fresh one."""
+    """Weights do not fit, among other things because their head is for another number of classes:
+    `head="new"` takes a fresh one.
+    """
 
 
 def load_weights(
@@ -50,7 +52,7 @@ def load_weights(
       head: "load", or "new" to take a fresh classification head where the file's has another number
         of classes, which the log says. A model without classes (`num_classes=0`) leaves the file's
         head out.
-      seed: of a fresh head.
+      seed: seed of a fresh head.
 
     Returns:
       Nested dict of float32 arrays, as `pit_jax.models.parameters.split` gives.
@@ -104,7 +106,7 @@ def to_torch(params: Mapping[str, Any], config: ModelConfig, layout: str) -> dic
 
     Args:
       params: nested dict of arrays that fits `config`.
-      config: of the model.
+      config: configuration of the model.
       layout: "official" or "timm".
 
     Raises:

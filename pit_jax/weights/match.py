@@ -1,4 +1,4 @@
-"""Which model a file holds the weights of, and what keeps it from being a given one."""
+"""Finds the model that a file holds the weights of, and all that does not fit a given one."""
 
 import dataclasses
 import functools
@@ -24,7 +24,9 @@ FLOAT32 = jnp.dtype(jnp.float32)
 
 @functools.lru_cache(maxsize=64)
 def abstract_model(config: ModelConfig, dtype: np.dtype) -> tuple[nnx.GraphDef, dict[str, Shape]]:
-    """Structure of a model, and the shapes of its parameters by path; tracing it takes a second."""
+    """Structure of a model, and the shapes of its parameters by path. Cached: tracing takes a
+    second.
+    """
     graphdef, params = zoo.abstract(config, dtype=dtype)
     return graphdef, {path: leaf.shape for path, leaf in parameters.flatten(params).items()}
 
@@ -35,7 +37,9 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
 
 
 def table_of(config: ModelConfig) -> Table:
-    """Names of a configuration's parameters in files: of its family, or in our layout alone."""
+    """Names of a configuration's parameters in files; in our layout alone if torch does not have
+    the family.
+    """
     names = zoo.family_of(config).names
     if names is not None:
         return names(config)
@@ -46,19 +50,19 @@ def table_of(config: ModelConfig) -> Table:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Match:
-    """A file beside a configuration.
+    """Comparison of a file with a configuration.
 
-    Image size and number of classes are left open: positions of another grid and a head for other
-    classes are no problems.
+    Positions of another grid and a head for another number of classes are not counted as problems:
+    `load.fit` resizes the former and can replace the latter.
 
     Attributes:
       file: the content of the file.
       name: the model's name, for messages and cards.
-      config: the configuration asked for.
+      config: the configuration to fill.
       table: names of its parameters.
-      layout: the one that most of the file's names belong to.
-      classes: of the file's head; 0 without one.
-      rows: what to read, by the file's names; without the head where class counts differ.
+      layout: the layout that most of the file's names belong to.
+      classes: classes of the file's head; 0 without one.
+      rows: rows to read, by the file's names; without the head where class counts differ.
       grid: height and width of the file's positions; None without positions of the right rank.
       problems: missing, unknown and mis-shaped entries.
     """
@@ -80,12 +84,12 @@ class Match:
 
 
 def match(file: WeightFile, config: ModelConfig, name: str | None = None) -> Match:
-    """Sets a file beside a configuration.
+    """Compares a file with a configuration.
 
     Args:
-      file: from `read`.
-      config: of any family.
-      name: of the model; None for what `describe` says of the configuration.
+      file: content of the file, from `read`.
+      config: a configuration of any family.
+      name: name of the model for messages and cards; None for `describe(config)`.
     """
     table = table_of(config)
     layout = table.recognise(file.tensors)
@@ -135,9 +139,9 @@ def _classes(file: WeightFile, config: ModelConfig, table: Table, layout: str) -
 def _grid(file: WeightFile, shape: Shape, prefix: int | None) -> Grid | None:
     """Height and width of a file's positions; None if they are not of the right rank.
 
-    A map (1, H, W, C) tells them. Of a sequence (1, prefix + H * W, C) the card tells them. Without
-    a card it is taken for a square one, as those of published files are; None if it has no such
-    number of entries.
+    A map (1, H, W, C) has them as axes. For a sequence (1, prefix + H * W, C) they are the card's.
+    Without a card a square grid is assumed, as in published files; None if no square has that
+    number of positions.
     """
     if prefix is None:
         return (shape[1], shape[2]) if len(shape) == 4 and min(shape) > 0 else None
@@ -150,8 +154,8 @@ def _grid(file: WeightFile, shape: Shape, prefix: int | None) -> Grid | None:
 
 
 def fitting_models(file: WeightFile) -> list[list[str]]:
-    """The networks a file may hold the weights of, at any image size and class count, each with
-    all its names. Families without torch names are left out: their files have cards.
+    """Networks that a file fits at some image size and number of classes, each as the list of its
+    names. Families without torch names are left out: their files have cards.
     """
     networks: dict[ModelConfig, list[str]] = {}
     for name, row in zoo.rows().items():
@@ -171,8 +175,8 @@ def _fits(file: WeightFile, row: ModelConfig) -> bool:
 
 
 def describe(config: ModelConfig) -> str:
-    """The name of a configuration's model, whatever its sizes and rates; of one that is no row of
-    the table, its type's.
+    """The name of a configuration's model, regardless of image size, classes and rates; "this PiT"
+    for a configuration that is no row of the zoo.
     """
     for name, row in zoo.rows().items():
         if type(row) is type(config) and not differing_options(row, config):
@@ -187,13 +191,13 @@ def identify(
     image_size: tuple[int, int] | None = None,
     num_classes: int | None = None,
 ) -> Match:
-    """The model to give a file's weights to, beside the file.
+    """Finds the model of a file, by its card or by its shapes, and compares the two.
 
     Args:
-      file: with or without a card.
-      model: a name of the zoo; None for what the card says, or the shapes if only one model fits.
+      file: content of a file, with or without a card.
+      model: a name of the zoo; None for the card's, or for the only model that the shapes fit.
       image_size: height and width; None for the file's.
-      num_classes: of the head; None for the file's.
+      num_classes: classes of the head; None for the file's.
 
     Raises:
       ValueError: no or several models fit; positions for another image size than the model's own,
@@ -229,10 +233,9 @@ def _only_fitting(file: WeightFile) -> str:
 
 
 def _check_sizes(found: Match) -> None:
-    """Refuses a model that its file's card does not name and that does not fit; and to guess the
-    image size of positions that are not for the model's own.
-
-    Several sizes have the same grid, since the last pixels short of a patch go unseen.
+    """Refuses a model other than the card's that does not fit, and positions of another grid than
+    the model's own: several image sizes give the same grid, since pixels past the last whole patch
+    are unseen.
     """
     file, config = found.file, found.config
     if file.card is not None and found.problems:

@@ -51,7 +51,7 @@ class WeightFile:
     Attributes:
       tensors: arrays by the names they are stored under, floating-point ones in float32.
       source: the path or identifier read; for the hub with its commit.
-      sha256: of the file, in hexadecimal; None for a directory of checkpoints.
+      sha256: hash of the file, in hexadecimal; None for a directory of checkpoints.
       card: the card of a file of ours; None for others.
       torch_version: version of torch, if it was needed to read the file.
     """
@@ -89,9 +89,8 @@ def read(source: Source) -> WeightFile:
 
 
 def _read_run_directory(path: Path) -> WeightFile:
-    """Reads a directory of ours: its model.safetensors, or the checkpoints of a training run.
-
-    A finished run leaves the former; of an unfinished one the latest checkpoint is taken.
+    """Reads the model.safetensors of a directory; without one, as in an unfinished run, the newest
+    checkpoint.
 
     Raises:
       ValueError: a directory with neither.

@@ -1,7 +1,7 @@
-"""Our model beside its torch reference, on the same weights and images.
+"""Compares our model with its torch reference, on the same weights and images.
 
-Needs the `torch` extra. The reference is timm's, and takes the tensors of the file as they are,
-through timm's own renaming, so that a mistake in our tables shows.
+Needs the `torch` extra. The reference is timm's. It loads the tensors of the file by timm's own
+renaming, not by our tables, so that a mistake in a table shows.
 """
 
 import dataclasses
@@ -18,7 +18,8 @@ from pit_jax.weights.load import to_torch
 from pit_jax.weights.match import FLOAT32, Match, abstract_model, describe
 from pit_jax.weights.read import import_torch
 
-# Of logits, relative to the largest of the reference; float32 rounding stays below a tenth of it.
+# Largest difference of the logits, relative to the reference's largest logit. Rounding in float32
+# stays below a tenth of it.
 TOLERANCE = 1e-4
 
 BATCH = 2
@@ -28,7 +29,7 @@ _definitions: list[Any] = []  # torch forgets operators whose library is collect
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Largest difference of an output, and relative to the reference's largest magnitude."""
+    """Largest difference of an output, absolute and relative to the reference's largest value."""
 
     name: str
     absolute: float
@@ -44,11 +45,11 @@ def verify(found: Match, params: Mapping[str, Any]) -> list[Difference]:
     Both run in float32, ours at the highest matmul precision.
 
     Args:
-      found: the file that `params` were read from, beside the model's configuration.
+      found: match of the file that `params` were read from.
       params: nested dict of arrays that fits the configuration.
 
     Returns:
-      Differences of every stage's map, of a ViT the last block's, then of the logits.
+      Differences of every stage's map (a ViT has one, the last block's), then of the logits.
 
     Raises:
       ValueError: torch or timm missing; a model or a file that timm does not have or accept.
@@ -87,7 +88,7 @@ def verify(found: Match, params: Mapping[str, Any]) -> list[Difference]:
 
 
 def agrees(differences: list[Difference]) -> bool:
-    """Whether the logits are within `TOLERANCE`; not when either side has one that is no number."""
+    """Tells whether the logits are within `TOLERANCE`; NaN on either side is not."""
     return all(item.relative <= TOLERANCE for item in differences if item.name == "logits")
 
 
@@ -158,7 +159,10 @@ def _load_reference(model: Any, found: Match, params: Mapping[str, Any]) -> None
             state = {name: value for name, value in state.items() if name not in heads}
             state |= {name: value for name, value in ours.items() if name in heads}
         if grid := found.other_grid:
-            state["pos_embed"] = _resized(state["pos_embed"], found, grid)
+            name = next(
+                row.names["timm"] for row in table.body if row.path == table.positions[0].path
+            )
+            state[name] = _resized(state[name], found, grid)
     counts = {
         name: value
         for name, value in model.state_dict().items()

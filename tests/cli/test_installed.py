@@ -47,6 +47,13 @@ def test_configs_are_found_by_name(installed: Path, tmp_path: Path):
     assert asked.stderr.startswith("error: --workdir must be given; --help says more\n")
 
 
+def test_a_file_that_raises_is_told_with_its_line(installed: Path, tmp_path: Path):
+    (tmp_path / "mine.py").write_text("def get_config():\n    return undefined\n")
+    ended = run(installed, tmp_path, "pit-train", "--config=mine.py", "--workdir=run")
+    assert ended.returncode == 2
+    assert ended.stderr == "error: mine.py:2: NameError: name 'undefined' is not defined\n"
+
+
 @pytest.mark.parametrize(
     ("program", "missing"),
     [

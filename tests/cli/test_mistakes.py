@@ -109,11 +109,11 @@ def test_what_is_right_is_not_blamed(mine: Path):
     ("line", "mistakes"),
     [
         (
-            "config.batchsize = 3; config.seed = 'x'",
+            "config.batchsize = 3\n    config.seed = 'x'",
             [
                 "mine.py:8: config.batchsize is not an option; did you mean 'config.batch_size' "
                 "or 'config.eval_batch_size'?",
-                "mine.py:8: config.seed must be int, found 'x'",
+                "mine.py:9: config.seed must be int, found 'x'",
             ],
         ),
         (
@@ -126,6 +126,27 @@ def test_what_is_right_is_not_blamed(mine: Path):
         (
             "config.seed = config.sede",
             ["mine.py:8: config.sede is not an option; did you mean 'config.seed'?"],
+        ),
+        (
+            "config.optimiser.name = 'adamp'\n    config.seed = 1.5",
+            [
+                "mine.py:8: config.optimiser is not an option; did you mean 'config.optimizer'?",
+                "mine.py:9: config.seed must be int, found 1.5",
+            ],
+        ),
+        (
+            "config.batch_size = config.batchsize // 2\n    x",
+            [
+                "mine.py:8: config.batchsize is not an option; did you mean 'config.batch_size' "
+                "or 'config.eval_batch_size'?",
+            ],
+        ),
+        (
+            "config.seed = 'x'\n    y",
+            [
+                "mine.py:8: config.seed must be int, found 'x'",
+                "mine.py:9: NameError: name 'y' is not defined",
+            ],
         ),
         ("int('x')", ["mine.py:8: ValueError: invalid literal for int() with base 10: 'x'"]),
         ("x", ["mine.py:8: NameError: name 'x' is not defined"]),

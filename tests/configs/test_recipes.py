@@ -1,4 +1,4 @@
-"""The paper's settings as configs: their values, and that what they are made of runs."""
+"""The paper's settings as configs: their values, and that their ingredients run."""
 
 import dataclasses
 import functools
@@ -18,6 +18,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from pit_jax.models import parameters, zoo
+from pit_jax.models.psvit.family import PUBLISHED, cost_as_printed
 from pit_jax.tasks import experiments
 from pit_jax.tasks.classification.config import ClassificationConfig
 from pit_jax.tasks.classification.task import Classification
@@ -40,9 +41,10 @@ MODELS = {
     "deit": (*PITS, *DEITS),
     "distill": tuple(f"{name}_distilled" for name in (*PITS, *DEITS)),
     "pooling_ablation": tuple(PAIRS),
+    "psvit": tuple(PUBLISHED),
 }
 
-# The table of the settings, a row per option and a column per setting.
+# The settings: a row per option, a column per setting.
 TABLE: dict[str, tuple[Any, Any, Any, Any]] = {
     "duration": ("100 epochs", "100 epochs", "300 epochs", "300 epochs"),
     "batch_size": (1024,) * 4,
@@ -81,10 +83,10 @@ TABLE: dict[str, tuple[Any, Any, Any, Any]] = {
     "min_metric_at": ({},) * 4,
 }
 COLUMNS = ("vanilla", "cutmix", "deit", "distill")
-# What differs for some models, in the settings that have DeiT's ingredients.
+# Exceptions for some models, in the settings that have DeiT's ingredients.
 PIT_B = {"data.repeats": 3, "optimizer.warmup": "10 epochs"}
 DEIT_S_OWN = {"data.repeats": 3, "optimizer.name": "adamw", "optimizer.options": {}}
-# What goes through a whole smoke run; for all else two steps are enough.
+# Experiments that go through a whole smoke run; for the others two steps are enough.
 RUNS = {"vanilla": "pit_ti", "cutmix": "pit_ti", "deit": "pit_b", "distill": "pit_b_distilled"}
 # Top-1 in percent, Table 2.
 REPORTED = {
@@ -108,13 +110,13 @@ def value(config: ClassificationConfig, option: str) -> Any:
 
 @pytest.mark.parametrize("file", MODELS)
 def test_every_model_has_the_values_of_the_table(file: str):
-    column = COLUMNS.index("vanilla" if file == "pooling_ablation" else file)
+    column = COLUMNS.index({"pooling_ablation": "vanilla", "psvit": "deit"}.get(file, file))
     for variant in MODELS[file]:
         config = parse(load(file, variant))
         expected = {option: row[column] for option, row in TABLE.items()}
-        if file in ("deit", "distill"):
+        if file in ("deit", "distill", "psvit"):
             expected |= PIT_B if variant.startswith("pit_b") else {}
-            expected |= DEIT_S_OWN if variant.startswith("deit") else {}
+            expected |= DEIT_S_OWN if variant.startswith(("deit", "psvit")) else {}
         assert {option: value(config, option) for option in expected} == expected, variant
 
 
@@ -129,6 +131,30 @@ def test_every_config_trains_the_model_it_is_asked_for_and_tells_its_number(file
         base = variant.removesuffix("_distilled").replace("deit", "vit")
         if base in REPORTED:
             assert f"{variant} {REPORTED[base][COLUMNS.index(file)]}" in text
+
+
+def test_psvit_has_the_numbers_of_its_paper_in_config_and_documentation():
+    described = runpy.run_path(str(ROOT / "configs" / "psvit.py"))["__doc__"]
+    text = " ".join(described.split())
+    assert "Nobody has measured any of it with this code yet" in text
+    rows = (ROOT / "docs" / "psvit.md").read_text().splitlines()
+    for name, printed in PUBLISHED.items():
+        config = parse(load("psvit", name))
+        assert (config.model.name, config.model.options) == (name, {})
+        assert f"{name} {printed.top1}" in text
+        model = zoo.model_config(name)
+        cost = zoo.cost(model)
+        cells = [
+            f"`{name}`",
+            printed.table,
+            f"{printed.top1}",
+            "-" if printed.parameters is None else f"{printed.parameters}",
+            f"{cost.parameters / 1e6:.2f}",
+            f"{printed.gmacs}",
+            f"{cost_as_printed(model).macs / 1e9:.3f}",
+            f"{cost.macs / 1e9:.3f}",
+        ]
+        assert f"| {' | '.join(cells)} |" in rows
 
 
 def test_the_documentation_has_the_numbers_of_the_paper():
@@ -171,7 +197,7 @@ def test_configs_load_from_anywhere(file: str, tmp_path: Path, monkeypatch: pyte
 
 
 def test_smoke_keeps_the_ingredients():
-    """All that the table lists but what makes a run long."""
+    """Smoke variants keep every value of the table except those that make a run long."""
     shrunk = ("batch_size", "duration", "data.name", "model.image_size", "optimizer.warmup")
     shrunk += ("distillation.teacher_weights",)
     for file, variants in MODELS.items():
@@ -184,8 +210,8 @@ def test_smoke_keeps_the_ingredients():
 
 @functools.cache
 def smoke_experiments() -> dict[str, ConfigDict]:
-    """The smoke variants of every config and model, by a name; those that are one and the same
-    experiment, as those of most sizes are, once.
+    """The distinct smoke variants of all configs and models, by name. Most sizes of a model share
+    one.
     """
     found: dict[str, tuple[str, ConfigDict]] = {}
     for file, variants in MODELS.items():
@@ -265,7 +291,7 @@ def test_a_smoke_run_is_interrupted_resumed_and_evaluated(file: str, tmp_path: P
     assert found["top1"] == result.metrics["test/top1"]
     np.testing.assert_allclose(found["loss"], result.metrics["test/loss"], rtol=1e-6)
 
-    # What is saved is the student alone.
+    # Only the student is saved.
     saved, _ = restore_params(tmp_path)
     network = zoo.model_config(
         config.model.name,

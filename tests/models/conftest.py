@@ -1,4 +1,4 @@
-"""Torch models with no two weights alike, and ours with the same weights."""
+"""Torch models with no two weights equal, and ours with the same weights."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,8 +15,8 @@ from pit_jax.weights.read import WeightFile
 
 @pytest.fixture(scope="session")
 def randomised() -> Callable[[Any], Any]:
-    """Makes every value of a torch model random, running statistics and branches' last scales
-    included, and puts it in evaluation mode.
+    """Draws every value of a torch model at random and puts it in evaluation mode. Running
+    statistics, and the last scale of each branch, are random too.
     """
 
     def randomise(model: Any) -> Any:
@@ -42,7 +42,7 @@ def randomised() -> Callable[[Any], Any]:
 
 @pytest.fixture(scope="session")
 def params_of() -> Callable[[Any, Any], parameters.Params]:
-    """Parameters of a configuration, from a torch model by way of the table of names."""
+    """Parameters of a configuration, taken from a torch model by the table of names."""
 
     def convert(model: Any, config: Any) -> parameters.Params:
         tensors = {name: value.numpy().copy() for name, value in model.state_dict().items()}
@@ -53,7 +53,7 @@ def params_of() -> Callable[[Any, Any], parameters.Params]:
 
 @pytest.fixture(scope="session")
 def batch() -> Callable[..., tuple[np.ndarray, Any]]:
-    """Random images of a shape (B, H, W, 3), and the same for torch."""
+    """Random images of a shape (B, H, W, 3), for us and for torch."""
 
     def draw(*shape: int) -> tuple[np.ndarray, Any]:
         images = np.random.default_rng(3).standard_normal(shape).astype(np.float32)
@@ -64,7 +64,7 @@ def batch() -> Callable[..., tuple[np.ndarray, Any]]:
 
 @pytest.fixture(scope="session")
 def assert_close() -> Callable[..., None]:
-    """Compares within a fraction of the largest magnitude expected."""
+    """Asserts equality within a fraction of the largest expected magnitude."""
 
     def compare(found: Any, expected: Any, tolerance: float = 2e-5) -> None:
         expected = np.asarray(expected)

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pit_jax.models import parameters, zoo
 
-# Parameters, and multiply-accumulates of one 224x224 image in G, counted on the reference code.
+# Parameters, and GMACs of one 224x224 image, counted on the reference code.
 FACTS = {
     "pit_ti": (4_847_272, 0.6991),
     "pit_xs": (10_618_888, 1.3947),
@@ -45,8 +45,8 @@ def test_cost_is_the_published_one(name):
 
 
 def test_every_model_has_a_published_cost_or_a_reason():
-    # Nobody else has the network without pooling: it is compared with the one it is an ablation of.
-    # Those of PSViT are in tests/models/psvit.
+    # There is no reference without pooling: it is compared with the network that it ablates. The
+    # models of PSViT have tests of their own.
     others = {"resnet50_nopool", *zoo.list_models("psvit_*")}
     assert zoo.rows().keys() - FACTS.keys() == others
 
@@ -66,7 +66,7 @@ def test_kinds_add_up_for_pit_s():
     assert sum(kinds) == cost.macs
 
 
-# A row of every family, with and without what it may lack.
+# Rows of every family, with and without its optional parts.
 VARIANTS = {
     "pit_s_distilled": {"image_size": (200, 176), "mlp_ratio": 3.0, "in_channels": 1},
     "pit_ti": {"num_classes": 0, "widths": (32,), "depths": (2,), "heads": (2,)},

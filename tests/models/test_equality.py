@@ -26,7 +26,7 @@ from pit_jax.weights.match import FLOAT32, abstract_model, match
 from pit_jax.weights.read import WeightFile
 from pit_jax.weights.verify import import_timm
 
-# Compiling takes most of the time here; this takes a third off, and leaves the arithmetic alone.
+# Most of the time is compilation; this saves a third of it and keeps the arithmetic.
 QUICK_TO_COMPILE = {"xla_backend_optimization_level": 0}
 
 LABELS = np.array([3, 7])
@@ -41,7 +41,7 @@ def stream(key: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def official_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The rule's value for an entry of the official state dict."""
+    """Value that the rule gives for an entry of the official state dict."""
     values = stream(f"0/{name}", shape)
     if name in ("pos_embed", "cls_token"):
         values *= 0.5
@@ -58,7 +58,7 @@ def official_file(shapes: dict[str, list[int]]) -> WeightFile:
 
 
 def images(size: int) -> np.ndarray:
-    """(2, size, size, 3), float32."""
+    """Images (2, size, size, 3), float32."""
     channels_first = stream(f"0/image/{size}", (2, 3, size, size)).astype(np.float32)
     return channels_first.transpose(0, 2, 3, 1)
 
@@ -78,7 +78,7 @@ def check_captures(captured: dict[str, jax.Array], oracle: dict[str, np.ndarray]
 
 
 def but_slow(names: Sequence[str], *quick: str) -> list[Any]:
-    """All of the names; those that are not quick are left to CI."""
+    """Marks names that are not quick as slow, for CI alone."""
     return [pytest.param(name, marks=[] if name in quick else [pytest.mark.slow]) for name in names]
 
 
@@ -164,9 +164,9 @@ def test_files_saved_by_torch_give_the_logits_of_timm(name: str, tmp_path: Path)
     torch.manual_seed(0)
     reference = timm.create_model(f"{name}_224").eval()
     with torch.no_grad():
-        for parameter in reference.parameters():  # no two alike, LayerNorms included
+        for parameter in reference.parameters():  # no two values equal, LayerNorms included
             parameter.add_(0.05 * torch.randn(parameter.shape))
-        # Tokens so small that the epsilon of the first LayerNorms shows in the logits.
+        # Tokens are so small that the epsilon of the first LayerNorms affects the logits.
         for parameter in (
             reference.pos_embed,
             reference.cls_token,

@@ -176,7 +176,7 @@ def test_initial_values_are_torchs_defaults():
     for name, bound in bounds.items():
         values = np.asarray(flat[name])
         assert np.abs(values).max() <= bound * (1 + 1e-6)
-        # A uniform variable's deviation is its bound over sqrt(3).
+        # The standard deviation of a uniform variable is its bound over sqrt(3).
         assert values.std() == pytest.approx(bound / 3**0.5, rel=0.15), name
     assert np.asarray(flat["embedding/position"]).std() == pytest.approx(0.02, rel=0.05)
     assert (np.asarray(flat["norm/scale"]) == 1).all()

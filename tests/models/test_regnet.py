@@ -1,4 +1,4 @@
-"""RegNetY, the teacher: equal to timm's and torchvision's."""
+"""RegNetY, the teacher, equals timm's and torchvision's."""
 
 import functools
 
@@ -11,18 +11,18 @@ import torch
 from pit_jax.models import parameters, zoo
 from pit_jax.weights.load import to_torch
 
-# Two small members of the family, and how timm and torchvision spell them.
+# Two small networks of the family, and their options in timm and torchvision.
 TINY = {"widths": (16, 32, 64, 128), "depths": (1, 1, 2, 1), "group_width": 8, "num_classes": 5}
 TIMM_TINY = {"w0": 16, "wa": 24.0, "wm": 2.0, "depth": 5, "group_size": 8, "se_ratio": 0.25}
 TINIER = {"widths": (16, 32), "depths": (1, 2), "group_width": 8, "num_classes": 5}
 TORCHVISION_TINIER = ([1, 2], [16, 32], [8, 8], [1.0, 1.0], [2, 2], 0.25)
 
-# Compiling takes most of the time here; this takes a third off, and leaves the arithmetic alone.
+# Most of the time is compilation; this saves a third of it and keeps the arithmetic.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def apply(model, x: jax.Array, **options):
-    # Weights are an argument: as constants of the program they would be folded for seconds.
+    # Weights are an argument: XLA would spend seconds folding constants.
     graphdef, params = parameters.split(model)
     return jit(lambda params, x: parameters.merge(graphdef, params)(x, **options))(params, x)
 
@@ -74,7 +74,7 @@ def test_torchvision_is_the_same_network(timm, randomised, params_of, batch, ass
     with torch.no_grad():
         expected = reference(x_torch)
         assert_close(apply(parameters.merge(zoo.abstract(config)[0], params), x), expected)
-    # And back: torch loads what is written, although the counts of batches are not.
+    # And back: torch loads the file, although counts of batches are not written.
     written = to_torch(params, config, "torchvision")
     again = RegNet(BlockParams(*TORCHVISION_TINIER), num_classes=5).eval()
     again.load_state_dict({name: torch.tensor(v) for name, v in written.items()}, strict=True)

@@ -1,4 +1,4 @@
-"""The table of models: its names, its errors, and what builds a row."""
+"""The zoo: its names, its errors, and the building of a row."""
 
 import dataclasses
 import itertools
@@ -132,7 +132,7 @@ def test_equal_seeds_give_equal_parameters(name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_initial_values_compile_no_program_of_their_own(name, caplog):
-    """Which would take longer than drawing them; only the keys have programs."""
+    """Compiling would take longer than drawing; only the keys have programs."""
     zoo.build(zoo.model_config(name, num_classes=3, **SMALL[name]))
     odd = {"pit_ti": {"widths": [6, 18]}, "deit_ti_distilled": {"width": 22}}
     sizes = SMALL[name] | odd.get(name, {"num_classes": 17})

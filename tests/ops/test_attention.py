@@ -1,4 +1,4 @@
-"""Every lowering of attention is softmax(q k^T / sqrt(D)) v, with its gradients; each platform gets
+"""Every lowering of attention is softmax(q k^T / sqrt(D)) v, with its gradients; each platform has
 its own.
 """
 
@@ -57,14 +57,14 @@ def reference(operands: Arrays) -> list[np.ndarray]:
 
 
 def assert_equal(found: Arrays, operands: Arrays, tolerance: float) -> None:
-    """Within a fraction of the largest value of each result."""
+    """Asserts equality within a fraction of the largest value of each result."""
     for x, expected in zip(found, reference(operands), strict=True):
         assert x.dtype == operands[0].dtype
         difference = np.abs(np.asarray(x, np.float64) - expected).max()
         assert difference <= tolerance * np.abs(expected).max()
 
 
-# Lengths and head widths of the PiTs, and an odd one; 730 tokens take groups of one head.
+# Lengths and head widths of the PiTs, and an odd one; 730 tokens need groups of one head.
 SHAPES = [(2, 50, 3, 48), (3, 5, 2, 32), (1, 66, 2, 64), (1, 197, 2, 48), (1, 730, 2, 32)]
 
 
@@ -79,7 +79,7 @@ def test_equals_the_formula(
 
 
 def test_long_sequences_in_blocks_of_queries():
-    """1100 tokens are two blocks of 512 queries and a part of one."""
+    """1100 tokens are two blocks of 512 queries and part of a third."""
     assert attention_tpu.plan(1100, 2, 16, jnp.float32).queries == 512
     operands = example(1, 1100, 2, 16)
     assert_equal(values_and_gradients(KERNEL, operands), operands, 1e-5)
@@ -202,7 +202,7 @@ def expected() -> np.ndarray:
 
 @pytest.mark.parametrize("batch", [8, 4, 3])
 def test_each_device_attends_to_its_images(batch: int, expected: np.ndarray):
-    """A batch of 4 is split over half of the mesh, one of 3 not at all."""
+    """A batch of 4 is split over half of the mesh, a batch of 3 is not split."""
     mesh = sharding.make_mesh(fsdp=2)
     query = np.asarray(example(8, 5, 2, 16)[0][:batch])
     rows = sharding.batch_sharding(mesh) if batch == 8 else sharding.replicated(mesh)
@@ -211,7 +211,7 @@ def test_each_device_attends_to_its_images(batch: int, expected: np.ndarray):
 
 
 def test_shards_found_while_compiling(expected: np.ndarray):
-    """Arguments without a mesh of their own, split by the jitted function."""
+    """Arguments have no mesh; the jitted function splits them."""
     rows = sharding.batch_sharding(sharding.make_mesh(fsdp=2))
     program = jax.jit(jax.grad(weighted_sum), in_shardings=rows, out_shardings=rows)
     query = np.asarray(example(8, 5, 2, 16)[0])

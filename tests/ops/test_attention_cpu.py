@@ -1,4 +1,4 @@
-"""Attention by groups of images is the plain one, on one device and on several."""
+"""Attention by groups of images equals plain attention, on one device and on several."""
 
 import functools
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from pit_jax.ops.attention import attention_weights, self_attention, weighted_va
 from pit_jax.ops.attention_cpu import attention_in_groups
 
 BATCH, HEADS, WIDTH = 8, 3, 16
-# One group of all images, several of some, one image at a time, and that with queries in halves.
+# One group of all images, several groups, one image at a time, and that with halved queries.
 SIZES = {"whole": (11, 8), "some": (11, 4), "single": (11, 1), "halves": (257, 1)}
 
 
@@ -106,7 +106,7 @@ def test_no_array_holds_the_logits_of_the_batch() -> None:
     def total(*operands: jax.Array) -> jax.Array:
         return attention_in_groups(*operands).sum()
 
-    # An image's logits of PiT-S's first stage are 6 MB.
+    # The attention logits of an image in PiT-S's first stage take 6 MB.
     query = jax.ShapeDtypeStruct((4, 730, 3, 48), jnp.float32)
     program = jax.jit(jax.grad(total)).lower(query, query, query).compile().as_text()
     assert "[3,730,730]" in program

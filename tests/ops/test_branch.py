@@ -1,4 +1,4 @@
-"""Residual branches in one kernel are the modules one after the other, gradients too."""
+"""A residual branch in one kernel equals its modules in sequence, with gradients."""
 
 import functools
 from collections.abc import Callable
@@ -82,13 +82,13 @@ def kernel(middle: Middle) -> Callable[..., jax.Array]:
 
 
 def assert_equal(found: Any, expected: Any, tolerance: float) -> None:
-    """Within a fraction of the largest value of each array."""
+    """Asserts equality within a fraction of the largest value of each array."""
     for arrays in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         left, right = (np.asarray(array, np.float64) for array in arrays)
         assert np.abs(left - right).max() <= tolerance * np.abs(right).max()
 
 
-# One image a program, 2 to 16 of them side by side, blocks of queries; PiT's head widths.
+# One image per program, 2 to 16 side by side, blocks of queries; PiT's head widths.
 CASES = [
     (Gelu(), (2, 197, 48)),
     (Gelu(), (8, 50, 128)),
@@ -118,7 +118,7 @@ def test_equals_the_definition(
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-2)])
 def test_wide_layers_slice_by_slice(monkeypatch: pytest.MonkeyPatch, dtype: str, tolerance: float):
-    """Three slices of a hidden layer are as good as all of it."""
+    """Three slices of a hidden layer give the same as all of it."""
     operands = example(Gelu(), (4, 50, 96), dtype)
     expected = values_and_gradients(kernel(Gelu()), operands)
     monkeypatch.setattr(branch_tpu_middle, "_SLICE_SIZE", 200 * 4 * 96 // 3)
@@ -156,8 +156,8 @@ def test_large_tokens_do_not_overflow():
         (3, 50, 48, 1),
         (128, 65, 48, 8),
         (2, 65, 48, 1),
-        (128, 197, 288, 1),  # of more, the MLP does not fit the VMEM of a v4
-        (128, 50, 768, 1),  # nor does that of any number
+        (128, 197, 288, 1),  # the MLP of more images does not fit the VMEM of a v4
+        (128, 50, 768, 1),  # no number of images fits
     ],
 )
 def test_images_fill_the_lanes(batch: int, tokens: int, channels: int, images: int):
@@ -204,8 +204,8 @@ GRADIENTS = jax.grad(weighted_sum, argnums=(0, 1))
 
 @pytest.mark.parametrize("batch", [8, 4, 3])
 def test_each_device_has_its_images(batch: int):
-    """A batch of 4 is split over half of the mesh, one of 3 not at all; devices add up gradients
-    of weights.
+    """A batch of 4 is split over half of the mesh, a batch of 3 is not split. Gradients of weights
+    are summed over devices.
     """
     mesh = sharding.make_mesh(fsdp=2)
     x, _, weights, _ = example(Attention(2), (8, 5, 32))
@@ -216,7 +216,7 @@ def test_each_device_has_its_images(batch: int):
 
 
 def test_shards_found_while_compiling():
-    """Arguments without a mesh of their own, split by the jitted function."""
+    """Arguments have no mesh; the jitted function splits them."""
     mesh = sharding.make_mesh(fsdp=2)
     rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     x, _, weights, _ = example(Attention(2), (8, 5, 32))
@@ -237,7 +237,7 @@ def test_weights_split_over_devices_are_gathered():
 
 
 def test_inside_shard_map():
-    """A device's images, and its part of the weights' gradients."""
+    """Inside `shard_map`, a device has its images and its part of the weights' gradients."""
     mesh = sharding.make_mesh()
     rows = PartitionSpec((sharding.DATA_AXIS, sharding.FSDP_AXIS))
     x, _, weights, _ = example(Attention(2), (8, 5, 32))
@@ -283,7 +283,7 @@ def test_rematerialised_gradients_are_the_same():
 def test_what_is_faster_fits(
     topology: str, middle: Middle, tokens: int, channels: int, images: int
 ):
-    """PiT-S's branches that take most of VMEM; the compiler refuses what does not fit."""
+    """PiT-S's branches that need most VMEM compile; the compiler refuses one that does not fit."""
     (device, *_) = libtpu.devices(chips.parse_slice(topology))
     place = NamedSharding(Mesh(np.asarray([device]), ("data",)), PartitionSpec())
     width, taken = middle_widths(middle, channels)

@@ -1,4 +1,4 @@
-"""Every lowering of the GELU is x * Phi(x), and its gradient that function's."""
+"""Every lowering of the GELU is x * Phi(x), with the gradient of that function."""
 
 import functools
 import math
@@ -10,13 +10,13 @@ import pytest
 
 from pit_jax.ops import gelu, lowerings
 
-# Everywhere that matters densely, and what must not overflow.
+# Dense where the function bends, and values that must not overflow.
 POINTS = np.concatenate([np.linspace(-12, 12, 4801), [-3e38, -1e20, -50, 50, 1e20, 3e38]])
 
 
 @functools.cache
 def truth(dtype: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Points as the dtype has them, values and slopes there in double precision."""
+    """Points rounded to the dtype; values and slopes at them in double precision."""
     points = np.asarray(jnp.asarray(POINTS, dtype).astype(jnp.float32), np.float64)
     below = np.array([0.5 * math.erfc(-x / math.sqrt(2)) for x in points])
     density = np.exp(-0.5 * np.minimum(np.abs(points), 100) ** 2) / math.sqrt(2 * math.pi)

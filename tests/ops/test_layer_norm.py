@@ -1,4 +1,4 @@
-"""Every lowering of layer normalisation is its definition, and its gradient that function's."""
+"""Every lowering of layer normalisation follows its definition, as does its gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ NAMES = sorted(layer_norm.LOWERINGS)
 
 
 def arrays(dtype: str, *, offset: float = 0.0) -> tuple[jax.Array, ...]:
-    """Input (3, 5, C), scale, bias, and the gradient that arrives."""
+    """Input (3, 5, C), scale, bias, and the gradient of the output."""
     keys = jax.random.split(jax.random.key(0), 4)
     x = (jax.random.normal(keys[0], (3, 5, WIDTH)) + offset).astype(dtype)
     scale, bias = (1 + 0.3 * jax.random.normal(key, (WIDTH,)) for key in keys[1:3])
@@ -21,7 +21,7 @@ def arrays(dtype: str, *, offset: float = 0.0) -> tuple[jax.Array, ...]:
 
 
 def truth(*operands: jax.Array) -> tuple[np.ndarray, ...]:
-    """Value, and gradients of input, scale and bias, by PyTorch in double precision."""
+    """Value and gradients of input, scale and bias, by PyTorch in double precision."""
     x, scale, bias, gradient = (
         torch.tensor(np.asarray(array.astype(jnp.float32), np.float64)) for array in operands
     )

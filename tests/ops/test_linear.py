@@ -1,4 +1,4 @@
-"""Both lowerings of linear layers are x @ kernel + bias, and their gradients that function's."""
+"""Both lowerings of linear layers are x @ kernel + bias, with the gradients of that function."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ NAMES = [None, *sorted(linear.LOWERINGS)]
 
 
 def arrays(dtype: str, leading: tuple[int, ...] = (3, 50)) -> tuple[jax.Array, ...]:
-    """Input (..., 6), kernel (6, 10), bias (10,), and the gradient that arrives."""
+    """Input (..., 6), kernel (6, 10), bias (10,), and the gradient of the output."""
     keys = jax.random.split(jax.random.key(0), 4)
     shapes = ((*leading, 6), (6, 10), (10,), (*leading, 10))
     return tuple(
@@ -20,7 +20,7 @@ def arrays(dtype: str, leading: tuple[int, ...] = (3, 50)) -> tuple[jax.Array, .
 
 
 def truth(*operands: jax.Array) -> tuple[np.ndarray, ...]:
-    """Value, and gradients of input, kernel and bias, in double precision."""
+    """Value and gradients of input, kernel and bias, in double precision."""
     x, kernel, bias, gradient = (np.asarray(array.astype(jnp.float32), float) for array in operands)
     rows, outputs = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
     return x @ kernel + bias, gradient @ kernel.T, rows.T @ outputs, outputs.sum(0)

@@ -10,7 +10,7 @@ import torch
 
 from pit_jax.ops import lowerings, patches
 
-# Patch and stride: overlapping by half and by two thirds, side by side; one that cannot be cut.
+# Patch and stride: overlap of a half and of two thirds, none; one that cannot be cut.
 SHAPES = [(4, 2), (6, 2), (4, 4), (5, 5)]
 ODD = (3, 2)
 
@@ -76,9 +76,9 @@ def test_cpus_compute_a_product_and_tpus_a_convolution_of_rows():
     images, kernel, bias = example(4)
 
     def operations(platform: str) -> dict[str, tuple[int, ...]]:
-        """And the shapes of their second operands."""
+        """Names of the operations, and the shapes of their second operands."""
 
-        def embed(images: jax.Array) -> jax.Array:  # a new one each time: traces are remembered
+        def embed(images: jax.Array) -> jax.Array:  # a new function each time: JAX caches traces
             return patches.embed_patches(images, kernel, bias, stride=2)
 
         with lowerings.compiling_for(platform):

@@ -64,7 +64,7 @@ def test_gradients_equal_the_definition(lowering: str):
 
 
 def test_devices_exchange_no_gradient_of_zeros():
-    """Of the dense kernel (3, 3, 16, 32) they add up what is not zero by construction."""
+    """Devices sum only those entries of the dense kernel (3, 3, 16, 32) that can be nonzero."""
     mesh = sharding.make_mesh()
     rng = np.random.default_rng(0)
     shapes = (8, 6, 6, 16), (3, 3, 1, 32), (32,)

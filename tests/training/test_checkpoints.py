@@ -1,4 +1,4 @@
-"""What is kept on disk of a run, and that the loop does not wait for it."""
+"""Checkpoints on disk: which are kept, what they hold, and that the loop does not wait."""
 
 import contextlib
 import time
@@ -12,6 +12,7 @@ import pytest
 
 from pit_jax import sharding
 from pit_jax.training.checkpoints import CheckpointError, Checkpoints
+from pit_jax.training.recovery import restore_newest
 from pit_jax.training.state import TrainState
 
 
@@ -41,7 +42,7 @@ def steps(workdir: Path) -> list[int]:
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    """A checkpoint that was not evaluated competes with none and goes with its time."""
+    """A checkpoint without metrics is never the best, and is deleted by age."""
     evaluated = {1: {}, 2: {"top1": 0.9}, 3: {}, 4: {"top1": 0.5}, 5: {}, 6: {}}
     with checkpoints(tmp_path) as saved:
         for step, metrics in evaluated.items():
@@ -71,7 +72,7 @@ def test_a_step_may_be_damaged_twice(tmp_path: Path):
             saved.save(state_of(2.0), 2, {}, {})
         destroy(tmp_path, 2)
         with checkpoints(tmp_path) as saved:
-            restored = saved.restore_newest(state_of(0.0), seed=0)
+            restored = restore_newest(saved, state_of(0.0), seed=0)
         assert restored is not None
         assert int(restored[0].step) == 1
     names = {path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()}
@@ -79,7 +80,7 @@ def test_a_step_may_be_damaged_twice(tmp_path: Path):
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_stops_once(tmp_path: Path):
-    """It must not begin anew unseen."""
+    """It must not start over unnoticed; the next start may."""
     with checkpoints(tmp_path) as saved:
         for step in (1, 2):
             saved.save(state_of(1.0), step, {}, {})
@@ -89,9 +90,9 @@ def test_a_run_whose_checkpoints_are_all_damaged_stops_once(tmp_path: Path):
         checkpoints(tmp_path) as saved,
         pytest.raises(CheckpointError, match="can be read: those of steps 2, 1 are set aside"),
     ):
-        saved.restore_newest(state_of(0.0), seed=0)
+        restore_newest(saved, state_of(0.0), seed=0)
     with checkpoints(tmp_path) as saved:
-        assert saved.restore_newest(state_of(0.0), seed=0) is None
+        assert restore_newest(saved, state_of(0.0), seed=0) is None
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path):
@@ -109,7 +110,7 @@ def test_what_is_saved_is_the_state_of_that_moment(tmp_path: Path):
         saved.save(state, 7, progress, {})
         zeroed = overwrite(state)
         progress["window"].append({"loss": 2.0})
-        restored = saved.restore_newest(zeroed, seed=5)
+        restored = restore_newest(saved, zeroed, seed=5)
     assert restored is not None
     assert restored[1] == {"next_batch": 7, "window": [{"loss": 1.0}]}
     np.testing.assert_array_equal(restored[0].params["kernel"], 3.0)
@@ -150,7 +151,7 @@ def test_a_step_already_saved_is_left_alone(tmp_path: Path):
     with checkpoints(tmp_path) as saved:
         saved.save(state_of(1.0), 1, {"of": "the first"}, {})
         saved.save(state_of(2.0), 1, {"of": "the second"}, {})
-        restored = saved.restore_newest(state_of(0.0), seed=5)
+        restored = restore_newest(saved, state_of(0.0), seed=5)
     assert restored is not None
     assert restored[1] == {"of": "the first"}
 

@@ -1,4 +1,4 @@
-"""Configurations: what is taken, what is refused, and with which words."""
+"""Configurations: valid ones are accepted, others refused with a message that helps."""
 
 import json
 from pathlib import Path
@@ -73,7 +73,11 @@ def test_every_problem_is_listed_at_once(config: ConfigDict):
         ("data.bad_images", "skp", "config.data.bad_images must be 'error' or 'skip', found 'skp'"),
         ("optimizer.name", "adam", r"must be 'adamw' or .*, found 'adam'; did you mean 'adamw'\?"),
         ("optimizer.warmup", "9 epochs", "warmup='9 epochs' is longer than config.duration='3 ep"),
-        ("optimizer.frozen", ("stage9",), r"names 'stage9', which is no part of pit_ti; did you"),
+        (
+            "optimizer.frozen",
+            ("stage9",),
+            "names 'stage9', which is not a part of pit_ti; did you",
+        ),
         ("duration", "3", "config.duration must be a number and a unit"),
         ("eval_every", "0 steps", "config.eval_every='0 steps' is less than a step"),
         ("remat", "all", "config.remat must be 'none' or 'dots', found 'all'"),
@@ -112,7 +116,7 @@ def test_an_address_is_no_workdir(config: ConfigDict):
 
 
 def test_overrides_are_stored(config: ConfigDict, workdir: Path):
-    """As `--config.x=y` sets them: beside what the file says and what is left at its default."""
+    """`--config.x=y` overrides are stored, as are values of the file and defaults."""
     config.update_from_flattened_dict(
         {"optimizer.weight_decay": 0.125, "model.options.depths": (2, 1), "profile_steps": (2, 2)}
     )
@@ -143,7 +147,7 @@ def test_a_directory_of_another_experiment_is_refused(
 
 
 def test_a_start_that_came_to_nothing_binds_no_other(config: ConfigDict, workdir: Path):
-    """As where its weights were missing: the corrected command goes on in the same directory."""
+    """After a start without its weights, the corrected command runs in the same directory."""
     config.init_from = str(workdir / "missing.safetensors")
     with pytest.raises(TrainingError, match="there is no file or directory"):
         experiments.train(config, workdir)

@@ -78,7 +78,7 @@ def test_a_checkpoint_of_another_model_is_refused_and_kept(interrupted: Path, co
     with pytest.raises(CheckpointError, match=r"another model: \d+ arrays of its params differ"):
         loop.run(prepare(config, interrupted, allow_config_changes=True))
     assert (interrupted / "checkpoints" / "9").is_dir()
-    # Nor is the experiment of the directory lost.
+    # The directory keeps its experiment.
     config.model.options.widths = (8, 16)
     assert experiments.train(config, interrupted).step == 9
 
@@ -126,7 +126,7 @@ def test_a_moving_average_that_was_not_kept_is_not_damage(
 def test_a_run_continues_with_what_the_optimizer_keeps_no_state_of(
     interrupted: Path, config: ConfigDict, changes: dict[str, Any], caplog
 ):
-    """Clipping among it, which is the advice where a loss is not finite."""
+    """Clipping is one of these: the message about a loss that is not finite advises it."""
     shutil.rmtree(interrupted / "checkpoints" / "9")
     config.update_from_flattened_dict(changes)
     with caplog.at_level("INFO", logger="pit_jax"):
@@ -145,13 +145,13 @@ def test_a_full_disk_at_the_start_is_named(workdir: Path):
 
 
 def test_a_full_disk_is_named_and_loses_nothing(workdir: Path):
-    """Files are limited to a size that metadata stays under and parameters do not."""
+    """Files are limited to a size that metadata fits into, and parameters do not."""
     arguments = [f"--config={TINY}", f"--workdir={workdir}", "--config.tensorboard=False"]
     first = run("train.py", *arguments, "--config.duration=3 steps")
     assert first.stdout.startswith("done: step=3"), first.stderr
     ended = run("-c", LIMITED, *arguments, "--allow_config_changes")
     assert ended.returncode == 2, ended.stderr
-    # The checkpoint library's own threads may have last words.
+    # Threads of the checkpoint library may still log after the error.
     errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert errors[0].startswith("error: cannot write")

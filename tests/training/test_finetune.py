@@ -1,4 +1,4 @@
-"""Starting from trained weights: what is adapted, what is held still, what learns slower."""
+"""Starting from trained weights: adapted shapes, frozen parts, slower layers."""
 
 import contextlib
 import logging
@@ -35,7 +35,7 @@ def larger(tmp_path: Path, config: ConfigDict) -> Path:
 
 
 def updates(setup: Experiment) -> dict[str, np.ndarray]:
-    """What the optimizer makes of a gradient of ones, by parameter."""
+    """Updates of the optimizer for a gradient of ones, by parameter."""
     params, _ = parameters.separate(setup.abstract)
     ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), params)
     found, _ = setup.optimizer.update(ones, setup.optimizer.init(ones), ones)
@@ -66,7 +66,7 @@ def test_a_head_of_other_classes_names_the_option(larger: Path, config: ConfigDi
 def test_a_torch_file_is_what_training_starts_from(
     config: ConfigDict, tmp_path: Path, workdir: Path, caplog: pytest.LogCaptureFixture
 ):
-    """The state before the first step computes what timm's model does with the same file."""
+    """The state before the first step computes the same as timm's model with that file."""
     config.init_from = str(tmp_path / "tiny.pth")
     setup = prepare(config, workdir)
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""`min_metric_at`: a run that is clearly broken stops, and says why and how to go on."""
+"""`min_metric_at`: a run that is clearly broken stops, and says why and how to continue."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Whole runs: to the end, again, from the middle, and out into files."""
+"""Whole runs: to the end, started again, resumed from the middle, and the files they write."""
 
 import json
 import shutil
@@ -84,7 +84,7 @@ def test_the_step_is_compiled_once_and_ahead(
 def test_the_share_of_time_waited_for_data_is_logged(
     config: ConfigDict, workdir: Path, monkeypatch: pytest.MonkeyPatch, steps: int
 ):
-    """All of it, that of the steps after a log, an evaluation or a checkpoint too."""
+    """All waiting counts, also in steps after a log line, an evaluation or a checkpoint."""
 
     pause = 0.1
 
@@ -117,7 +117,7 @@ def test_a_finished_run_is_only_reported(finished: Path, config: ConfigDict, cap
 def test_an_interrupted_run_continues_bit_identically(
     finished: Path, config: ConfigDict, workdir: Path, lost: list[str]
 ):
-    """Takes a run back to an earlier checkpoint; with none left it starts anew."""
+    """The run goes back to an earlier checkpoint; without any it starts from the beginning."""
     shutil.copytree(finished, workdir)
     for name in ("result.json", "model.safetensors"):
         (workdir / name).unlink()

@@ -1,6 +1,4 @@
-"""Real processes: equal results on any number of them, and what happens when one is told to end,
-or is killed.
-"""
+"""Jobs of real processes: equal results on any number of them; one is asked to stop, or killed."""
 
 import contextlib
 import json
@@ -24,9 +22,9 @@ from pit_jax.weights.run_directory import restore_params
 ROOT = Path(__file__).parents[2]
 TINY = Path(__file__).parents[1] / "tiny.py"
 DEADLINE = 240
-# One job of each kind runs by default: they take up to a minute, most of it until they have begun.
+# One job of each kind runs by default: a job takes up to a minute, most of it to start.
 slow = pytest.mark.slow
-# train.py, but splitting arrays over fsdp groups that it would think too small for it.
+# train.py, but arrays below its usual minimum size are split over fsdp groups too.
 PROGRAM = """
 import runpy
 from pit_jax import sharding
@@ -42,8 +40,9 @@ def free_port() -> int:
 
 
 class Job:
-    """A training of one or more processes, each with its devices; what only some of them are told
-    is in `told`, by number.
+    """A training of one or more processes, each with its own devices.
+
+    `extra` has further options for some of the processes, by number.
     """
 
     def __init__(
@@ -52,7 +51,7 @@ class Job:
         processes: int,
         devices: int,
         *options: str,
-        told: dict[int, tuple[str, ...]] | None = None,
+        extra: dict[int, tuple[str, ...]] | None = None,
     ):
         program = [sys.executable, "-c", PROGRAM]
         command = [*program, f"--config={TINY}", f"--workdir={workdir}", *options]
@@ -63,7 +62,7 @@ class Job:
             subprocess.Popen(
                 command
                 + ([f"--process_id={index}"] if processes > 1 else [])
-                + list((told or {}).get(index, ())),
+                + list((extra or {}).get(index, ())),
                 cwd=ROOT,
                 env=environment,
                 stdout=subprocess.PIPE,
@@ -77,7 +76,7 @@ class Job:
         return [process.communicate(timeout=DEADLINE) for process in self.processes]
 
     def succeed(self) -> list[str]:
-        """Waits for the end; the last line of every process."""
+        """Waits for the end; returns the last line of every process."""
         outputs = self.outputs()
         assert [process.returncode for process in self.processes] == [0] * len(outputs), outputs
         return [output.strip().splitlines()[-1] for output, _ in outputs]
@@ -103,10 +102,10 @@ def job(
     processes: int,
     devices: int,
     *options: str,
-    told: dict[int, tuple[str, ...]] | None = None,
+    extra: dict[int, tuple[str, ...]] | None = None,
 ) -> Iterator[Job]:
-    """A job of which nothing is left behind, whatever happens."""
-    started = Job(workdir, processes, devices, *options, told=told)
+    """Starts a job and kills what is left of it at the end."""
+    started = Job(workdir, processes, devices, *options, extra=extra)
     try:
         yield started
     finally:
@@ -119,7 +118,7 @@ def complete(workdir: Path, processes: int, devices: int, *options: str) -> list
 
 
 def metrics(workdir: Path) -> list[dict[str, float]]:
-    """What was logged, but for what the clock decides."""
+    """The logged metrics, without those that depend on the clock."""
     timed = ("images_per_second", "data_wait_fraction")
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [
@@ -128,7 +127,7 @@ def metrics(workdir: Path) -> list[dict[str, float]]:
 
 
 def stored(path: Path) -> dict[str, np.ndarray]:
-    """Every array of a checkpoint's item, whatever devices it was saved from."""
+    """Every array of a checkpoint's item, saved from any devices."""
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     with ocp.StandardCheckpointer() as checkpointer:
         shapes = jax.tree.map(
@@ -193,7 +192,7 @@ def saved_steps(workdir: Path) -> list[int]:
 
 
 def half_written(workdir: Path) -> set[str]:
-    """Checkpoints that are being written, and those that a killed run was writing."""
+    """Checkpoints that are being written, or were when a run was killed."""
     return {path.name for path in (workdir / "checkpoints").glob("*orbax-checkpoint-tmp*")}
 
 
@@ -267,7 +266,7 @@ def test_resuming_on_other_processes_keeps_the_batches(
     before: tuple[int, int],
     after: tuple[int, int, str] | tuple[int, int],
 ):
-    """Up to rounding, which grows over the steps."""
+    """Values are equal up to rounding, which grows over the steps."""
     with job(tmp_path, *before, *LONG) as started:
         started.wait_until(lambda: bool(saved_steps(tmp_path)))
     complete(tmp_path, *after, *LONG, "--allow_config_changes")
@@ -283,7 +282,7 @@ FOR_EVER = (
 
 
 def ends_with_a_message(process: subprocess.Popen, within: float) -> None:
-    """Of a process that another has left: JAX's own words, or the trainer's if a step fails."""
+    """The message of a process that lost another: JAX's, or the trainer's if a step fails."""
     began = time.monotonic()
     _, errors = process.communicate(timeout=DEADLINE)
     assert time.monotonic() - began < within
@@ -308,7 +307,7 @@ BAD = ("--config.data.name=imagenet2012", "--config.data.data_dir=/nowhere")
 def test_a_process_that_cannot_run_ends_at_once_and_the_others_soon(
     tmp_path: Path, bad: tuple[int, ...]
 ):
-    with job(tmp_path, 2, 1, *FOR_EVER, told=dict.fromkeys(bad, BAD)) as started:
+    with job(tmp_path, 2, 1, *FOR_EVER, extra=dict.fromkeys(bad, BAD)) as started:
         for index in bad:
             output, errors = started.processes[index].communicate(timeout=60)
             assert (output, started.processes[index].returncode) == ("", 2), errors

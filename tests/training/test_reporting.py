@@ -1,4 +1,4 @@
-"""What a run leaves on disk while it runs."""
+"""Files that a run writes while it runs, and its lines on the terminal."""
 
 import io
 import json
@@ -41,7 +41,7 @@ def steps(workdir: Path) -> list[int]:
 
 
 def test_a_line_is_in_the_file_at_once(tmp_path: Path):
-    """A run may be killed right after the checkpoint that follows: the line does not come again."""
+    """A run killed right after the next checkpoint does not write the line again."""
     killed = reporter(tmp_path)
     killed.training(2, TRAINING)
     assert steps(tmp_path) == [2]
@@ -74,7 +74,7 @@ class Terminal(io.StringIO):
 
 
 def test_a_terminal_gets_a_live_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Rate, time left, loss and accuracy, on one line that is drawn again and again."""
+    """The bar redraws one line with rate, time left, loss and accuracy."""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     report = reporter(tmp_path)
@@ -100,7 +100,7 @@ def test_a_log_file_gets_plain_lines(tmp_path: Path, caplog: pytest.LogCaptureFi
 
 
 def test_utilisation_is_logged_where_the_peak_is_known(tmp_path: Path):
-    """A step whose FLOPs are a thousandth of what the devices do in a second."""
+    """The step takes a thousandth of the FLOPs that the devices do in a second."""
     report = reporter(tmp_path, step_utilisation=1e-3)
     report.training(2, TRAINING)
     report.close()
@@ -147,7 +147,7 @@ def test_curves_of_an_evaluation_alone_are_drawn_without_a_warning(tmp_path: Pat
 def test_a_profile_of_the_steps_asked_for(tmp_path: Path):
     profile = Profile(tmp_path, 2, 3, total_steps=4)
     double = jax.jit(lambda x: x * 2)
-    results = [profile.of(step, double, jnp.float32(step)) for step in (1, 2, 3, 4)]
+    results = [profile.traced(step, double, jnp.float32(step)) for step in (1, 2, 3, 4)]
     profile.close()
     assert [float(result) for result in results] == [2, 4, 6, 8]
     assert len(list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))) == 1

@@ -16,7 +16,7 @@ from pit_jax.training.errors import TrainingError
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, is_poisoned: Callable[[jax.Array], jax.Array]) -> None:
-    """Makes NaNs of the images of some steps, counted from one."""
+    """Replaces the images of some steps, counted from one, by NaN."""
     gradient = step._gradient
 
     def poisoned(task: Any, graphdef: Any, state: Any, *, inputs: Any, **rest: Any) -> Any:
@@ -47,7 +47,7 @@ def test_a_run_skips_the_update_of_a_broken_step_and_goes_on(
 def test_starting_again_does_not_begin_the_count_of_skips_anew(
     config: ConfigDict, workdir: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Two before the checkpoint and one after it are three."""
+    """Two skips before the checkpoint and one after it are three in a row."""
     poison(monkeypatch, lambda number: number > 1)
     config.on_nonfinite, config.max_skips, config.checkpoint_every = "skip", 3, "1 step"
     config.tensorboard = False

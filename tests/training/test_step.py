@@ -1,4 +1,4 @@
-"""The step's arithmetic against plain formulas."""
+"""The training step agrees with plain formulas."""
 
 import dataclasses
 from pathlib import Path
@@ -125,8 +125,9 @@ def test_rematerialisation_changes_nothing_but_memory():
 
 
 def test_rematerialisation_saves_memory():
-    """Counts the bytes that the backward pass of a TPU keeps of an image; the parameters are there
-    anyway. On a CPU the compiler would undo the saving.
+    """Counts the bytes per image that the backward pass keeps, parameters aside.
+
+    The lowerings are those of a TPU: on a CPU the compiler would undo the saving.
     """
     model = zoo.model_config("pit_ti")
     graphdef, values = zoo.abstract(model, dtype=jnp.bfloat16)
@@ -154,7 +155,7 @@ def test_the_moving_average_follows_the_parameters():
 
 
 def test_runs_of_all_seeds_share_a_program():
-    """Whoever repeats a run with other seeds compiles once."""
+    """Repeating a run with other seeds compiles nothing."""
     model = zoo.model_config("pit_ti", **OPTIONS)
     _, values = network()
     programs = set()
@@ -199,7 +200,7 @@ def test_distillation_adds_the_teachers_term(kind: str):
 
 
 def test_in_bfloat16_all_that_is_kept_stays_float32(config: ConfigDict, workdir: Path):
-    """Parameters, their moving average and the moments; and finer than bfloat16 could hold."""
+    """Parameters, their average and moments are float32, with values finer than bfloat16's."""
     config.model.dtype = "bfloat16"
     setup = prepare(config, workdir)
     values, optimizer = setup.task.initial_values(), setup.optimizer
@@ -251,7 +252,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(monkeypatch: pytest
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "adamp"])
 def test_parameters_and_moments_that_do_not_move_stay_bit_for_bit(name: str):
-    """As in a supernet, whose step trains one path: all but the first block are left alone."""
+    """Only the first block moves, as in a supernet whose step trains one path."""
 
     class Partial(Classification):
         def moves(self, key: jax.Array, params: parameters.Params) -> parameters.Params:

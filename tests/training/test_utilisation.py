@@ -1,4 +1,4 @@
-"""The share of the devices' peak: whose peak, and of which operations."""
+"""Utilisation: the peak of a device, and the operations of a step."""
 
 import json
 from pathlib import Path
@@ -63,7 +63,7 @@ def test_the_peak_of_a_kind_is_that_of_its_longest_row_in_whole_words(
     "name", ["pit_ti", "pit_s_distilled", "vit_s", "resnet50", "resnet50_nopool", "regnety_160"]
 )
 def test_a_step_costs_what_the_model_does_and_the_teachers_forward_pass(name: str):
-    """Three times the forward pass, less the gradient of the image, as compile_report counts."""
+    """The count is three forward passes less the image's gradient, as in compile_report."""
     model, teacher = zoo.model_config(name), zoo.model_config("regnety_160")
     forward = 2 * zoo.cost(model).macs
     alone = Classification(ClassificationConfig(), model).flops(training=True)
@@ -85,7 +85,7 @@ def test_the_configuration_overrides_the_table(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_batch_in_parts_is_as_much_work(config: ConfigDict, workdir: Path):
-    """XLA counts the body of a loop once: two parts would seem to be half the work."""
+    """XLA counts the body of a loop once, so that two parts would look like half the work."""
     config.accumulate, config.peak_flops, config.tensorboard = 2, 1e9, False
     config.duration, config.log_every, config.optimizer.warmup = "2 steps", "1 step", "0 steps"
     setup = experiments.prepare(config, workdir)

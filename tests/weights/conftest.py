@@ -1,4 +1,4 @@
-"""A small PiT, its distilled twin, and torch files of theirs with no two values alike."""
+"""A small PiT, its distilled twin, and their torch files, with no two values equal."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from pit_jax.weights.verify import reference_model
 
 @pytest.fixture(scope="session")
 def tiny_options() -> dict[str, Any]:
-    """What makes a small model of a pit_ti."""
+    """Fields that shrink a pit_ti."""
     sizes = {"widths": (8, 16), "depths": (1, 2), "heads": (1, 2)}
     return {**sizes, "image_size": 40, "num_classes": 5}
 
@@ -31,7 +31,7 @@ def tiny(tiny_options: dict[str, Any]) -> PiTConfig:
 
 @pytest.fixture(scope="session")
 def torch_state(tiny: PiTConfig) -> Callable[[bool], tuple[PiTConfig, dict[str, Any]]]:
-    """Makes the small model's configuration and timm's state dict of it, random throughout."""
+    """Makes the small model's configuration and timm's state dict of it, with random values."""
 
     def make(distilled: bool) -> tuple[PiTConfig, dict[str, Any]]:
         config = dataclasses.replace(tiny, distilled=distilled)
@@ -46,7 +46,7 @@ def torch_state(tiny: PiTConfig) -> Callable[[bool], tuple[PiTConfig, dict[str, 
 
 @pytest.fixture(scope="session")
 def memory_file() -> Callable[..., WeightFile]:
-    """Makes the content of a torch file of a configuration, without torch and without a file."""
+    """Makes the content of a torch file for a configuration, without torch and without a file."""
 
     def make(config: Any, layout: str = "official") -> WeightFile:
         shapes = parameter_shapes(config)

@@ -1,4 +1,4 @@
-"""The tables of the baselines and the teacher: names, shapes and a way back, nothing lost."""
+"""Tables of the baselines and the teacher: names, shapes, and a lossless way back."""
 
 import json
 
@@ -10,7 +10,7 @@ from pit_jax.weights.load import fit, to_torch
 from pit_jax.weights.match import fitting_models, match, parameter_shapes, table_of
 from pit_jax.weights.read import WeightFile
 
-# Model, layout, and where the names of the reference are recorded.
+# Model, layout, and the file with the recorded names of the reference.
 RECORDED = [
     ("deit_ti", "official", "deit_tiny_patch16_224"),
     ("deit_s", "official", "deit_small_patch16_224"),
@@ -34,14 +34,14 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def recorded(data_dir):
-    """{model of timm: {name: shape}}, and torchvision's RegNetY-16GF under None."""
+    """{timm's model: {name: shape}}; torchvision's RegNetY-16GF is under None."""
     shapes = json.loads((data_dir / "keys_teacher_and_baselines.json").read_text())
     torchvision = json.loads((data_dir / "keys_tv_regnet_y_16gf.json").read_text())
     return {**shapes, None: torchvision}
 
 
 def random_file(config, layout: str) -> WeightFile:
-    """A file of a layout for a configuration, no two values alike."""
+    """A file of a layout for a configuration, with no two values equal."""
     rng = np.random.default_rng(0)
     shapes = parameter_shapes(config)
     return WeightFile(

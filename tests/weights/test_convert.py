@@ -1,4 +1,4 @@
-"""The converter's command line: what it writes, what it says, and what it leaves alone."""
+"""The converter's command line: files written, messages, and files left alone."""
 
 import hashlib
 import json
@@ -44,14 +44,14 @@ def run_script(flags: list[str]) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def pit_ti(memory_file: MemoryFile, tmp_path: Path) -> Path:
-    """A checkpoint of pit_ti as its authors publish them."""
+    """A checkpoint of pit_ti in the form its authors publish."""
     torch.save(tensors_of(memory_file(zoo.model_config("pit_ti"))), tmp_path / "pit_ti_730.pth")
     return tmp_path / "pit_ti_730.pth"
 
 
 @pytest.fixture
 def ours(tiny: PiTConfig, memory_file: MemoryFile, tmp_path: Path) -> Path:
-    """A file of ours, of the small model, whose card tells its options."""
+    """A file of ours, of the small model, with its options in the card."""
     card = make_card("pit_ti", tiny, source="training")
     path = tmp_path / "tiny.safetensors"
     write_weights(path, fit(match(memory_file(tiny), tiny)), card)
@@ -91,7 +91,7 @@ def test_there_and_back_is_a_file_that_timm_loads(
     ours, back = tmp_path / "ours.safetensors", tmp_path / f"back{suffix}"
     assert run([f"--input={pit_ti}", f"--output={ours}"]) == 0
     assert run([f"--input={ours}", f"--output={back}", "--to=torch", f"--layout={layout}"]) == 0
-    # Strict both times; timm renames official entries where it takes them for its pretrained ones.
+    # Strict both times; timm itself renames official entries, for its pretrained models.
     if layout == "timm":
         model = timm.create_model("pit_ti_224", checkpoint_path=str(back))
     else:
@@ -146,13 +146,13 @@ def test_a_failed_verification_writes_nothing(
         (["--model=pit_tii"], "unknown model 'pit_tii'; did you mean 'pit_ti'"),
         (["--input=absent.pth"], "there is no file or directory 'absent.pth'"),
         (["--output=x.pth"], "expected a file name that ends in .safetensors, found"),
-        (["--output=absent/x.safetensors"], "is no file in an existing directory"),
-        (["--layout=timm"], "--layout is of torch files: add --to=torch"),
+        (["--output=absent/x.safetensors"], "is not a file in an existing directory"),
+        (["--layout=timm"], "--layout applies to torch files only: add --to=torch"),
         (["--to=torch", "--layout=oficial"], "unknown layout 'oficial'; did you mean 'official'"),
         (["--to=torch"], "expected a file name that ends in .pth"),
         (["--image_size=big"], "expected SIZE or HEIGHT,WIDTH, found 'big'"),
         (["--image_size=4"], "image_size (4, 4) is smaller than patch_size 16"),
-        (["--num_classes=7"], "does not fit"),
+        (["--num_classes=7"], 'head="new" takes a fresh one; here --head=new'),
         (["--modle=pit_ti"], "unrecognized arguments: --modle=pit_ti; --help lists the flags"),
     ],
 )

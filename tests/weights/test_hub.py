@@ -1,4 +1,4 @@
-"""The hub's own client, against a server on this machine that answers as the hub does."""
+"""The hub's own client, against a local server that answers as the hub does."""
 
 import hashlib
 import http.server
@@ -21,7 +21,7 @@ from pit_jax.weights.read import WeightFile
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
-# Loads every source that it is given, and prints what came of each.
+# Loads every source given to it, and prints the outcome of each.
 PROGRAM = """
 import json, sys
 import numpy as np
@@ -42,7 +42,7 @@ for source in sys.argv[2:]:
 
 @pytest.fixture
 def hub() -> Iterator[tuple[str, dict[str, dict[str, bytes]]]]:
-    """A server's address and its repositories: {"owner/name": {file name: content}}."""
+    """Address of a server, and its repositories: {"owner/name": {file name: content}}."""
     repositories: dict[str, dict[str, bytes]] = {}
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -81,7 +81,7 @@ def hub() -> Iterator[tuple[str, dict[str, dict[str, bytes]]]]:
             self.end_headers()
 
         def log_message(self, *args: Any) -> None:
-            """Keeps requests out of the tests' output."""
+            """Drops the log of requests."""
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)
@@ -95,7 +95,7 @@ def hub() -> Iterator[tuple[str, dict[str, dict[str, bytes]]]]:
 def load_all(
     sources: list[str], options: dict[str, Any], settings: dict[str, str]
 ) -> list[list[Any]]:
-    """What a program of its own, under these environment variables, loads from the sources."""
+    """Loads the sources in a program of its own, under these environment variables."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, json.dumps(options), *sources],
         env={**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1", **settings},
@@ -153,7 +153,7 @@ def test_models_load_from_the_hub(
         ["hf:three/part/name: expected hf:owner/name or hf:owner/name@revision"],
     ]
 
-    # What was downloaded stays in the client's cache; what was not is said to be out of reach.
+    # Downloaded files stay in the client's cache; others are reported as out of reach.
     cached, absent = load_all(
         ["hf:timm/pit_ti_224.in1k", "hf:timm/pit_xs_224.in1k"],
         tiny_options,

@@ -30,12 +30,12 @@ TorchState = Callable[[bool], tuple[PiTConfig, dict[str, Any]]]
 
 
 def assert_equal(found: Any, expected: Any) -> None:
-    """Bit for bit, and the same structure."""
+    """Asserts the same structure and bit-identical values."""
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def changed(file: WeightFile, **changes: Any) -> WeightFile:
-    """A file with entries replaced or added, or dropped where None; "__" stands for a dot."""
+    """A file with entries replaced, added, or dropped if None; "__" stands for a dot."""
     tensors = dict(file.tensors)
     for name, value in changes.items():
         tensors.pop(name.replace("__", "."), None)

@@ -96,7 +96,7 @@ def test_its_runs_are_read_and_evaluated(toy: Family, config: ConfigDict, tmp_pa
     found = evaluate_weights(tmp_path / "run", protocol=protocol)
     assert (found["model"], found["count"]) == ("toy_s", 37)
     assert found["loss"] == pytest.approx(result.metrics["test_loss"], rel=1e-5)
-    # Of an interrupted run there are checkpoints alone.
+    # An interrupted run has checkpoints alone.
     (tmp_path / "run" / "model.safetensors").unlink()
     interrupted = identify(read(tmp_path / "run"))
     assert interrupted.config == finished.config

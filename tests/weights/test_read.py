@@ -1,4 +1,4 @@
-"""Reading: formats told by content, wrappers, damage."""
+"""Reading: formats recognised by content, wrappers, damage."""
 
 import argparse
 import hashlib
@@ -45,7 +45,7 @@ def assert_is_state(file: WeightFile) -> None:
 )
 @pytest.mark.parametrize("zipped", [True, False])
 def test_torch_checkpoints_are_unwrapped(content: Any, zipped: bool, tmp_path: Path) -> None:
-    # The ending of the name says nothing, the content does.
+    # The format is recognised by the content, not by the name.
     path = saved(tmp_path / "x.safetensors", content, _use_new_zipfile_serialization=zipped)
     file = read(path)
     assert_is_state(file)
@@ -115,7 +115,7 @@ def test_a_file_that_is_no_checkpoint_is_described(
 
 
 class Trap:
-    """Runs code when unpickled."""
+    """An object that runs code when it is unpickled."""
 
     def __init__(self, path: Path):
         self.path = path

@@ -1,4 +1,4 @@
-"""What --verify compares: that it agrees where it should, and notices where it should not."""
+"""--verify: equal models agree, and a wrong kernel or position shows."""
 
 import dataclasses
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Writing: our files and torch's, with their cards, equal for equal content."""
+"""Writing: our files and torch's, with their cards; equal content gives equal files."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What defines a convolutional baseline or teacher, checked when it is made."""
+"""Configurations of the convolutional baselines and of the teacher, checked when made."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,8 +9,7 @@ from pit_jax.models.config import check_classes, check_positive, check_rates, li
 RESNET_PATCH = 16
 # Output channels of a ResNet bottleneck per inner channel.
 RESNET_EXPANSION = 4
-# Convolutional networks take any image from this size up: a ResNet without pooling needs a patch,
-# and nothing is to be seen in less by the others.
+# Smallest image side in pixels: one patch of a ResNet without pooling, and the same for the others.
 SMALLEST_IMAGE = 16
 
 
@@ -19,10 +18,11 @@ class ResNetConfig:
     """One bottleneck ResNet, stride on the 3x3 convolution; or the same blocks without pooling.
 
     Without `pooling` the network is isotropic, as the ablation of PiT's Figure 2 asks for: a stem
-    that outputs ViT's grid (14x14 of 224), then the same number of blocks at that grid and at one
-    width. The paper says no more. Taken here: the stem is one 16x16 convolution of stride 16, the
-    counterpart of ViT's patch embedding, with batch normalisation and ReLU like every convolution
-    of the network; it outputs 4 * `base_width` channels, so that all shortcuts are identities.
+    that outputs ViT's grid (14x14 for images of 224), then the same number of blocks at that grid
+    and at one width. The paper says no more. We choose a stem of one 16x16 convolution of stride
+    16, the counterpart of ViT's patch embedding, with batch normalisation and ReLU like every
+    convolution of the network. It outputs 4 * `base_width` channels, so that all shortcuts are
+    identities.
 
     Attributes:
       base_width: inner channels of the first stage's bottlenecks; they output four times as many.
@@ -94,15 +94,15 @@ class ResNetConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RegNetConfig:
-    """One RegNetY (Radosavovic et al. 2020): bottlenecks of grouped convolutions, none narrower
-    than its output, with squeeze-and-excitation.
+    """One RegNetY (Radosavovic et al. 2020): bottlenecks of grouped convolutions that are as wide
+    inside as outside, with squeeze-and-excitation.
 
     Attributes:
       widths: channels of every stage; each halves the grid.
       depths: blocks of every stage.
       group_width: channels of one group of the 3x3 convolutions.
       se_ratio: channels of the squeezed vector, as a fraction of the block's input channels.
-      stem_width: channels after the first convolution, which halves the grid too.
+      stem_width: channels after the first convolution, which halves the grid as well.
 
     Raises:
       ValueError: sequences of different lengths, a width the groups do not divide, an empty stage,

@@ -1,11 +1,9 @@
-"""The walk of a training batch on the device: from uint8 pixels to what model and loss take.
+"""Augmentation of a training batch on the device: from uint8 pixels to inputs of model and loss.
 
-Flip, RandAugment (where it is not done on the host), normalise, erase, mix: timm's order. The
-result is a function of the key and of the images' places in the global batch alone. Sharded over
-devices, a batch needs no exchange between them as long as each holds whole mixing groups.
+The order is timm's: flip, RandAugment (unless the host does it), normalise, erase, mix. The result
+depends only on the key and on the images' places in the global batch. Devices that hold whole
+mixing groups exchange nothing.
 """
-
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +15,8 @@ from pit_jax.augment.keys import image_keys
 from pit_jax.augment.normalise import normalise
 from pit_jax.augment.policy import Policy
 from pit_jax.augment.randaugment_device import rand_augment
+from pit_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
+from pit_jax.tasks.classification.config import AugmentConfig
 from pit_jax.tasks.classification.mixing import draw_mixing, mix_images, mix_targets, smooth_targets
 
 
@@ -24,67 +24,50 @@ def training_batch(
     key: jax.Array,
     images: jax.Array,
     labels: jax.Array,
+    options: AugmentConfig,
     *,
     num_classes: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    flip_probability: float = 0.5,
-    policy: Policy | None = None,
-    erasing_probability: float = 0.25,
-    mixup_alpha: float = 0.8,
-    cutmix_alpha: float = 1.0,
-    mix_probability: float = 1.0,
-    switch_probability: float = 0.5,
-    mix_group: int = 64,
-    label_smoothing: float = 0.1,
+    flip_probability: float,
+    policy: Policy | None,
     dtype: DTypeLike = jnp.float32,
 ) -> tuple[jax.Array, jax.Array]:
-    """Augmented images (B, H, W, 3) of `dtype`, and soft targets, float32 (B, K).
-
-    Defaults are DeiT's, except that RandAugment is off. What has probability or alpha 0 costs
-    nothing.
+    """Augments a global batch. An operation of probability or alpha 0 is not in the program.
 
     Args:
-      key: of this step.
-      images: uint8 (B, H, W, 3), the global batch.
-      labels: (B,) from 0 to K - 1, where K is `num_classes`.
-      mean, std: of the channels, on the scale from 0 to 1.
-      policy: RandAugment on the device; None where the host does it, or nobody.
-      mix_group: images that share one draw of Mixup or CutMix; even, and dividing B.
-      label_smoothing: mass spread evenly over all classes.
+      key: key of this step.
+      images: uint8 (B, H, W, 3).
+      labels: class numbers (B,), from 0 to K - 1, where K is `num_classes`.
+      options: probabilities and strengths; `mix_group` is even and divides B.
+      num_classes: number of classes K.
+      flip_probability: probability of a flip on the device, in place of that of the options; 0 if
+        the host flips.
+      policy: RandAugment on the device; None if the host does it, or if there is none.
+      dtype: dtype of the returned images.
 
-    Raises:
-      ValueError: mixing, and `mix_group` odd or not dividing the batch.
+    Returns:
+      Images (B, H, W, 3) of `dtype`, and soft targets, float32 (B, K).
     """
-    count = images.shape[0]
-    mixes = mix_probability > 0 and (mixup_alpha > 0 or cutmix_alpha > 0)
+    count, height, width, _ = images.shape
     flip_key, policy_key, erasing_key, mixing_key = jax.random.split(key, 4)
     if flip_probability > 0:
         images = flip(images, draw_flips(image_keys(flip_key, count), flip_probability))
     if policy is not None:
         images = rand_augment(images, image_keys(policy_key, count), policy)
-    pixels = normalise(images, mean, std)
-    if erasing_probability > 0:
-        pixels = random_erasing(pixels, image_keys(erasing_key, count), erasing_probability)
-    if not mixes:
-        return pixels.astype(dtype), smooth_targets(labels, num_classes, label_smoothing)
-    _check_group(mix_group, count)
+    pixels = normalise(images, IMAGENET_MEAN, IMAGENET_STD)
+    if options.erasing_probability > 0:
+        keys = image_keys(erasing_key, count)
+        pixels = random_erasing(pixels, keys, options.erasing_probability)
+    if not options.mixes:
+        targets = smooth_targets(labels, num_classes, options.label_smoothing)
+        return pixels.astype(dtype), targets
     mixing = draw_mixing(
         mixing_key,
-        count // mix_group,
-        (images.shape[1], images.shape[2]),
-        mixup_alpha=mixup_alpha,
-        cutmix_alpha=cutmix_alpha,
-        probability=mix_probability,
-        switch_probability=switch_probability,
+        count // options.mix_group,
+        (height, width),
+        mixup_alpha=options.mixup_alpha,
+        cutmix_alpha=options.cutmix_alpha,
+        probability=options.mix_probability,
+        switch_probability=options.switch_probability,
     )
-    targets = mix_targets(labels, mixing, num_classes, label_smoothing)
+    targets = mix_targets(labels, mixing, num_classes, options.label_smoothing)
     return mix_images(pixels, mixing).astype(dtype), targets
-
-
-def _check_group(mix_group: int, count: int) -> None:
-    if mix_group % 2 or count % mix_group:
-        raise ValueError(
-            f"expected mix_group even and dividing the batch of {count} images, found "
-            f"{mix_group}: with smaller batches choose a smaller group"
-        )

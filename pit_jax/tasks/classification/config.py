@@ -109,6 +109,11 @@ class AugmentConfig:
         0.1, "Probability mass spread evenly over all classes.", within="[0, 1)"
     )
 
+    @property
+    def mixes(self) -> bool:
+        """Whether Mixup or CutMix is on."""
+        return self.mix_probability > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillationConfig:
@@ -163,25 +168,12 @@ class Protocol:
       dtype: of the arithmetic, "float32" or "bfloat16".
     """
 
-    data: str = dataclasses.field(
-        default="imagenet2012",
-        metadata={"help": "TFDS set, folder:/path or digits; default: what training evaluated on"},
+    data: str = option(
+        "imagenet2012", "TFDS set, folder:/path or digits; default: the one training evaluated on"
     )
-    split: str = dataclasses.field(
-        default="validation",
-        metadata={"help": "default: the split that training evaluated, or validation"},
-    )
-    data_dir: str | None = dataclasses.field(
-        default=None, metadata={"help": "where TFDS keeps the set"}
-    )
-    crop: str = dataclasses.field(
-        default="deit",
-        metadata={"help": "deit (shorter side 256, centre 224), timm (248) or resize"},
-    )
-    dtype: str = dataclasses.field(
-        default="float32",
-        metadata={
-            "help": "default: as in training, or float32",
-            "choices": ("float32", "bfloat16"),
-        },
+    split: str = option("validation", "default: the split that training evaluated, or validation")
+    data_dir: str | None = option(None, "where TFDS keeps the set")
+    crop: str = option("deit", "deit (shorter side 256, centre 224), timm (248) or resize")
+    dtype: str = option(
+        "float32", "default: as in training, or float32", choices=("float32", "bfloat16")
     )

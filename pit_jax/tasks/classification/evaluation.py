@@ -1,4 +1,4 @@
-"""Accuracy on a held-out split: the sums of a pass, and on what weights are evaluated."""
+"""Accuracy on a held-out split, during training and of a weights file."""
 
 import time
 from collections.abc import Callable
@@ -28,7 +28,10 @@ from pit_jax.weights.read import WeightFile
 
 
 def evaluation_step(graphdef: nnx.GraphDef) -> EvaluationStep:
-    """Adds one batch to running sums: "count", "loss", "top1", "top5"; padding rows add nothing."""
+    """Makes the step that adds a batch to the running sums "count", "loss", "top1", "top5".
+
+    Rows with a negative label are padding and add nothing.
+    """
 
     def add(params: parameters.Params, batch: Batch, sums: Sums) -> Sums:
         labels = batch["label"]
@@ -37,8 +40,8 @@ def evaluation_step(graphdef: nnx.GraphDef) -> EvaluationStep:
         logits = parameters.merge(graphdef, params)(images)
         own_class = jnp.maximum(labels, 0)[:, None]
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, own_class[:, 0])
-        # The label's rank; ties, which bfloat16 makes, go to the lower class as in argmax, and
-        # NaNs, which compare with nothing, to the bottom.
+        # Rank of the label's logit. bfloat16 makes ties: as in argmax, the lower class comes first.
+        # `~(<=)` rather than `>`: a NaN compares with nothing, and must not count as a hit.
         own = jnp.take_along_axis(logits, own_class, axis=-1)
         earlier = jnp.arange(logits.shape[-1])[None] < own_class
         rank = (~(logits <= own) | ((logits == own) & earlier)).sum(-1)
@@ -53,7 +56,7 @@ def evaluation_step(graphdef: nnx.GraphDef) -> EvaluationStep:
 
 
 def zero_sums() -> Sums:
-    """Sums of no batch."""
+    """The sums before the first batch."""
     return {
         "count": jnp.zeros((), jnp.int32),
         "loss": jnp.zeros((), jnp.float32),
@@ -65,15 +68,15 @@ def zero_sums() -> Sums:
 def make_evaluator(
     graphdef: nnx.GraphDef, mesh: Mesh, batches: Any
 ) -> Callable[[parameters.Params], dict[str, float]]:
-    """A function from parameters to metrics of one pass over `batches`.
+    """Makes a function from parameters to metrics of one pass over `batches`.
 
     Args:
       graphdef: structure of the model.
       mesh: the devices.
-      batches: `input.eval_batches`, iterated anew at each call.
+      batches: result of `input.eval_batches`; each call iterates over it once.
 
     Returns:
-      A function giving "top1" and "top5" (fractions), "loss" (mean cross-entropy) and "count".
+      A function returning "top1" and "top5" (fractions), "loss" (mean cross-entropy) and "count".
     """
     totals_of = sum_over(evaluation_step(graphdef), mesh, batches)
 
@@ -93,17 +96,18 @@ def evaluate_weights(
     batch_size: int = 256,
     image_size: tuple[int, int] | None = None,
 ) -> Evaluation:
-    """Accuracy of the content of a weights file on a data set.
+    """Measures the accuracy of a weights file on a data set.
 
     Args:
-      file: of `weights.read.read`.
+      file: result of `weights.read.read`.
       protocol: data and crop.
-      model: a name of the zoo; None for the one the card or the shapes tell.
+      model: a name of the zoo; None to identify it by the card or the shapes.
       batch_size: images per step over all devices, rounded up to a multiple of their number.
-      image_size: height and width, None for the model's own; positions are resized.
+      image_size: height and width in pixels, for which positions are resized; None for the model's
+        own.
 
     Raises:
-      ValueError: weights that do not fit, data that is not there.
+      ValueError: the weights do not fit, or the data is missing.
     """
     found = identify(file, model, image_size=image_size)
     config = found.config
@@ -133,12 +137,12 @@ def evaluate_weights(
 
 
 def _check_classes(file: WeightFile, classes: int, protocol: Protocol, source: Source) -> None:
-    """Refuses data whose labels cannot be those that a model of so many classes has learnt.
+    """Refuses data whose labels cannot be the classes that the model has learnt.
 
-    TFDS has sets with the labels of ImageNet and fewer pictures. A folder's labels number its own
-    classes: fewer of them are numbered alike only where the model was trained on that folder.
+    A TFDS set with fewer classes may use ImageNet's numbers, so it passes. A folder numbers its own
+    classes: with fewer of them the numbers differ, unless the model was trained on that folder.
     """
-    found = f"{file.source} tells {classes} classes apart, {source.name} has {source.num_classes}"
+    found = f"{file.source} has {classes} classes, {source.name} has {source.num_classes}"
     if classes < source.num_classes:
         raise ValueError(f"{found}: choose data with the classes that the model was trained on")
     trained_on = ((file.card or {}).get("evaluation") or {}).get("data")
@@ -146,7 +150,7 @@ def _check_classes(file: WeightFile, classes: int, protocol: Protocol, source: S
     if own and classes != source.num_classes:
         raise ValueError(
             f"{found}: the labels of a folder number its own classes in sorted order, which are "
-            "not those of the model. Evaluate a model that was trained on these classes; or, where "
-            "they are some of the model's, give all of those a directory in FOLDER/train, empty "
-            "ones will do"
+            "not those of the model. Evaluate a model that was trained on these classes; or, if "
+            "they are a subset of the model's, give each of the model's classes a directory in "
+            "FOLDER/train, which may be empty"
         )

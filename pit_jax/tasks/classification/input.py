@@ -1,9 +1,9 @@
-"""Images and labels of a split to uint8 batches on the host.
+"""Turns the images and labels of a split into uint8 batches on the host.
 
     source -> seed, shuffle, repeat -> views -> decode, crop, flip, RandAugment -> this process's
     rows -> batches -> prefetch
 
-Every image of the global batch, its crop included, is a function of (seed, epoch, index) only.
+Every image of the global batch, its crop included, depends only on (seed, epoch, index).
 """
 
 import dataclasses
@@ -25,16 +25,18 @@ PADDING_LABEL = -1
 
 
 class Row(TypedDict):
-    """One image (H, W, 3) uint8 and its label; batches stack these."""
+    """One image, uint8 (H, W, 3), and its label; batches stack these."""
 
     image: np.ndarray
     label: np.int32
 
 
 class TrainRow(Row):
-    """A row for training; `replaced` is the index of the example that could not be decoded and
-    that this one stands for, -1 where there is none. Where the device resizes, `image` is the crop,
-    `extent` its height and width, and `rows_first` as in pit_jax.augment.resize.
+    """A row for training.
+
+    `replaced` is the index of the example that could not be decoded and that this row replaces, or
+    -1. If the device resizes, `image` is a canvas with the crop in its corner, `extent` the crop's
+    height and width, and `rows_first` as in pit_jax.augment.resize.
     """
 
     replaced: np.int32
@@ -44,18 +46,18 @@ class TrainRow(Row):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Views:
-    """How training views are drawn from an image, on the host.
+    """Parameters of the random views that the host draws from an image.
 
     Attributes:
       size: height and width of a view, in pixels.
       scale: smallest and largest share of the image's area.
       ratio: smallest and largest width over height.
-      flip_probability: of a horizontal flip; 0 where the device flips.
-      policy: RandAugment; None where the device does it, or nobody.
-      canvas: height and width of the arrays in whose corners crops go to the device, which resizes
-        them; None where the host does. Then there is no flip and no RandAugment on the host.
-      repeats: views of an image that follow one another; an epoch then shows so many times fewer
-        images, as DeiT's repeated augmentation does.
+      flip_probability: probability of a horizontal flip; 0 if the device flips.
+      policy: RandAugment; None if the device does it, or if there is none.
+      canvas: height and width of the arrays in whose corner a crop goes to the device, which
+        resizes it; None if the host resizes. With a canvas, flip and RandAugment are the device's.
+      repeats: number of consecutive views of an image. An epoch shows this many times fewer images,
+        as in DeiT's repeated augmentation.
     """
 
     size: tuple[int, int]
@@ -66,20 +68,10 @@ class Views:
     canvas: tuple[int, int] | None = None
     repeats: int = 1
 
-    def __post_init__(self) -> None:
-        if self.canvas is None:
-            return
-        jpeg.check_canvas(self.canvas, self.size)
-        if self.policy is not None or self.flip_probability > 0:
-            raise ValueError(
-                "expected flip and RandAugment on the device where it resizes, found them on the "
-                "host: they come after the resizing"
-            )
-
 
 @dataclasses.dataclass(frozen=True)
 class RandomView(grain.transforms.RandomMap):
-    """An example's index to a random view of it: crop, flip, RandAugment, in timm's order."""
+    """Maps an example's index to a random view of it: crop, flip, RandAugment, in timm's order."""
 
     loader: Loader
     views: Views
@@ -119,24 +111,21 @@ def train_batches(
     max_bad_images: int = 100,
     reading: Reading = ALONE,
 ) -> grain.IterDataset:
-    """Endless training batches of `TrainRow`s: every example once an epoch, each epoch in an order
-    of its own; with repeats, 1 / repeats of the examples as often.
+    """Makes endless training batches of `TrainRow`s, each epoch in another order.
 
+    An epoch has every example once; with repeats, 1 / repeats of the examples, that often each.
     Batches run across the end of an epoch. Starting at a later batch costs nothing and gives the
-    same batches as an uninterrupted run.
+    same batches as an uninterrupted run. Iterating raises BadImageError, which names the example.
 
     Args:
       source: the training split.
-      views: what is drawn from an image.
+      views: parameters of the views.
       batch_size: images of the global batch; a multiple of the number of processes.
-      seed: of the order and the views.
-      first_batch: the batch to start with.
-      bad_images: "error", or "skip" to take the next example's image and label instead of one that
-        does not decode.
-      max_bad_images: as many in a row are skipped.
+      seed: seed of the order and the views.
+      first_batch: index of the first batch.
+      bad_images: "error", or "skip" to replace an example that does not decode by the next one.
+      max_bad_images: largest number of examples skipped in a row.
       reading: threads, prefetching, and this process's share.
-
-    Iterating raises BadImageError, which names the example.
     """
     tries = max_bad_images if bad_images == "skip" else 0
     loader = Loader(source, uses=views.repeats, max_skips=tries)
@@ -158,19 +147,18 @@ def eval_batches(
     protocol: str,
     reading: Reading = ALONE,
 ) -> grain.IterDataset:
-    """One pass over a split, in order, every example exactly once.
+    """Makes the batches of one pass over a split, in order, every example exactly once.
 
-    The last batch is filled with black images of label `PADDING_LABEL`, so that all batches have
-    one shape and all processes the same number of them; they must not be counted.
+    The last batch is filled with black images of label `PADDING_LABEL`, which must not be counted:
+    all batches have one shape, and all processes the same number of them. Iterating raises
+    BadImageError: an accuracy must not leave out an example.
 
     Args:
       source: the held-out split.
       image_size: height and width of the crops, in pixels.
       batch_size: images of the global batch; a multiple of the number of processes.
-      protocol: of `images.PROTOCOLS`.
+      protocol: name of the crop, from `images.PROTOCOLS`.
       reading: threads, prefetching, and this process's share.
-
-    Iterating raises BadImageError: an accuracy must not leave anything out.
     """
     total = -(-len(source) // batch_size) * batch_size
     loader = Loader(source)

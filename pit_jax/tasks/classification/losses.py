@@ -1,7 +1,7 @@
 """Cross entropy with soft targets, and DeiT's distillation from a teacher.
 
-All losses are float32 scalars, means over a batch of B images of K classes. Under `jax.jit` that is
-the global batch, however it is sharded.
+All losses are float32 scalars, means over a batch of B images of K classes. Under `jax.jit` the
+mean is over the global batch, however it is sharded.
 """
 
 from typing import Any
@@ -19,21 +19,21 @@ def cross_entropy(outputs: Any, targets: jax.Array) -> jax.Array:
     """Mean over the batch of -sum_k targets * log_softmax(outputs).
 
     Args:
-      outputs: logits (B, K), floating; of a distilled model in training the pair (class logits,
-        distillation logits), of which only the first has a say, as in DeiT without a teacher.
-      targets: distributions over classes (B, K), as labels are after mixing and smoothing.
+      outputs: logits (B, K), floating; or from a distilled model in training the pair (class
+        logits, distillation logits), of which only the first counts, as in DeiT without a teacher.
+      targets: distributions over classes (B, K), such as mixed and smoothed labels.
 
     Returns:
       A float32 scalar.
 
     Raises:
-      ValueError: targets of another shape than the logits, such as class numbers.
+      ValueError: the targets have another shape than the logits, such as class numbers.
     """
     logits = outputs[0] if isinstance(outputs, tuple) else outputs
     if targets.shape != logits.shape:
         raise ValueError(
             f"expected targets of shape {logits.shape} like the logits, found {targets.shape}; "
-            "`mixing.smooth_targets` makes them of class numbers"
+            "`mixing.smooth_targets` makes them from class numbers"
         )
     return optax.softmax_cross_entropy(
         logits.astype(jnp.float32), targets.astype(jnp.float32)
@@ -52,38 +52,38 @@ def distillation_loss(
     """(1 - alpha) * cross entropy of the class token + alpha * distance of the distillation token
     from the teacher.
 
-    The distance is, with `kind` "hard", the cross entropy with the class the teacher ranks first,
-    without smoothing; with "soft", the Kullback-Leibler divergence of the student's from the
-    teacher's distribution, both at `temperature` T, times T^2 and, as DeiT has it, divided by the
-    B * K logits instead of the B images. No gradient reaches the teacher.
+    With `kind` "hard", the distance is the cross entropy with the teacher's first class, without
+    smoothing. With "soft", it is the Kullback-Leibler divergence of the student's from the
+    teacher's distribution, both at `temperature` T, times T^2; as in DeiT's code, it is divided by
+    the B * K logits instead of the B images. No gradient reaches the teacher.
 
     Args:
-      outputs: of a distilled student in training, the pair of logits (B, K) of its two heads.
+      outputs: pair of logits (B, K) of the two heads of a distilled student in training.
       targets: distributions over classes (B, K), for the class token.
-      teacher_logits: (B, K), on the same batch as the student saw, mixed and augmented.
-      kind: of `DISTILLATIONS`.
+      teacher_logits: logits (B, K) on the same batch the student saw, augmented and mixed.
+      kind: one of `DISTILLATIONS`.
       alpha: weight of the teacher, in [0, 1].
-      temperature: above 0; only "soft" uses it.
+      temperature: temperature T above 0; only "soft" uses it.
 
     Returns:
       A float32 scalar.
 
     Raises:
-      ValueError: a student with one head, an unknown kind, a weight or temperature out of range,
-        logits or targets whose shapes differ.
+      ValueError: the student has one head, the kind is unknown, alpha or temperature is out of
+        range, or the shapes of logits and targets differ.
     """
-    check_distillation(kind, alpha, temperature)
+    _check_options(kind, alpha, temperature)
     if not isinstance(outputs, tuple):
         raise ValueError(
-            "distillation needs a student with a distillation head, which gives a pair of logits "
-            "in training; this one gives a single array. Take the distilled variant of the model, "
+            "distillation needs a student with a distillation head, which returns a pair of logits "
+            "in training; this one returns a single array. Use the distilled variant of the model, "
             "such as pit_s_distilled for pit_s, or turn distillation off"
         )
     class_logits, logits = outputs
     if teacher_logits.shape != logits.shape:
         raise ValueError(
             f"the teacher's logits are {teacher_logits.shape}, the student's {logits.shape}: both "
-            "must see the same batch and tell the same classes apart"
+            "must see the same batch and have the same classes"
         )
     logits = logits.astype(jnp.float32)
     teacher_logits = jax.lax.stop_gradient(teacher_logits).astype(jnp.float32)
@@ -98,8 +98,7 @@ def distillation_loss(
     return (1.0 - alpha) * cross_entropy(class_logits, targets) + alpha * distance
 
 
-def check_distillation(kind: str, alpha: float, temperature: float) -> None:
-    """Refuses options of `distillation_loss` that are out of range."""
+def _check_options(kind: str, alpha: float, temperature: float) -> None:
     if kind not in DISTILLATIONS:
         raise ValueError(
             f"unknown distillation {kind!r}{suggestion(kind, DISTILLATIONS)}; there are "

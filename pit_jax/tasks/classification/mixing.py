@@ -1,10 +1,9 @@
 """Mixup and CutMix within groups of the batch, and their targets.
 
-A group is what one process of the published recipe saw: it draws one mode and one ratio, and mixes
-its images with themselves in reverse order. A global batch of 1,024 in groups of 64 thus makes as
-many independent draws as DeiT's sixteen processes; one draw for the whole batch would be noisier.
-Groups are consecutive images, so a batch spread over devices mixes without any exchange between
-them where each holds whole groups.
+A group draws one mode and one ratio, and mixes its images with themselves in reverse order. It
+stands for the batch of one process in the published recipe: a global batch of 1,024 in groups of 64
+makes as many independent draws as DeiT's sixteen processes. One draw for the whole batch would be
+noisier. Groups are consecutive images: devices that hold whole groups exchange nothing.
 """
 
 from collections.abc import Sequence
@@ -16,18 +15,18 @@ from jax.typing import ArrayLike
 
 from pit_jax.augment.boxes import inside
 
-# Uniform numbers that a Beta distributed one is made from.
+# Number of uniform draws from which one Beta distributed number is computed.
 BETA_DRAWS = 64
 TINY = 1e-12
 
 
 class Mixing(NamedTuple):
-    """How each of G groups is mixed.
+    """The mixing of each of G groups.
 
     Attributes:
-      ratio: (G,) float32, share of an image itself in its target; 1 leaves the group as it is.
-      cuts: (G,) bool, CutMix rather than Mixup.
-      box: (G, 4) int32, what CutMix replaces, as in pit_jax.augment.boxes.
+      ratio: float32 (G,), share of the image itself in its target; 1 leaves the group unchanged.
+      cuts: bool (G,), CutMix rather than Mixup.
+      box: int32 (G, 4), the region that CutMix replaces, as in pit_jax.augment.boxes.
     """
 
     ratio: jax.Array
@@ -40,20 +39,21 @@ def draw_mixing(
     groups: int,
     size: tuple[int, int],
     *,
-    mixup_alpha: ArrayLike = 0.8,
-    cutmix_alpha: ArrayLike = 1.0,
-    probability: ArrayLike = 1.0,
-    switch_probability: ArrayLike = 0.5,
+    mixup_alpha: ArrayLike,
+    cutmix_alpha: ArrayLike,
+    probability: ArrayLike,
+    switch_probability: ArrayLike,
 ) -> Mixing:
-    """One draw per group: the mode, the ratio ~ Beta(alpha, alpha), and CutMix's box.
+    """Draws for each group the mode, the ratio ~ Beta(alpha, alpha), and CutMix's box.
 
     Args:
-      groups: number of groups in the global batch.
+      key: key of this step's mixing.
+      groups: number of groups G in the global batch.
       size: height and width of the images.
-      mixup_alpha: 0 turns Mixup off.
-      cutmix_alpha: 0 turns CutMix off; with both at 0 nothing is mixed.
-      probability: of mixing a group at all.
-      switch_probability: of CutMix, where both are on.
+      mixup_alpha: Mixup's alpha; 0 turns it off.
+      cutmix_alpha: CutMix's alpha; 0 turns it off. With both at 0 nothing is mixed.
+      probability: probability that a group is mixed.
+      switch_probability: probability of CutMix rather than Mixup, if both are on.
     """
     mixup, cutmix = jnp.asarray(mixup_alpha), jnp.asarray(cutmix_alpha)
     probability = jnp.where((mixup > 0) | (cutmix > 0), probability, 0.0)
@@ -75,13 +75,13 @@ def draw_mixing(
 
 
 def symmetric_beta(uniform: jax.Array, alpha: jax.Array) -> jax.Array:
-    """Beta(alpha, alpha), float32 (), from BETA_DRAWS uniform numbers; undefined for an `alpha`
-    of 0 or less.
+    """Computes a Beta(alpha, alpha) number, float32 (), from uniform numbers (BETA_DRAWS,).
 
-    Without the data-dependent loop of `jax.random.beta`, on whose end all devices would have to
-    agree: above 1/2 by Ulrich's polar method (1984), which rejects nothing; else by Joehnk's,
-    which accepts more than 3 of 4 of its 32 tries.
+    Undefined for an `alpha` of 0 or less.
     """
+    # `jax.random.beta` has a data-dependent loop, on whose end all devices would have to agree.
+    # Above 1/2, Ulrich's polar method (1984) rejects nothing. Below, Joehnk's method accepts more
+    # than 3 in 4 of its 32 tries.
     first, second = jnp.maximum(uniform, TINY).reshape(2, BETA_DRAWS // 2)
     exponent = 2 / jnp.maximum(2 * alpha - 1, TINY)
     polar = jnp.sqrt(1 - first[0] ** exponent) * jnp.sin(2 * jnp.pi * second[0])
@@ -95,10 +95,10 @@ def symmetric_beta(uniform: jax.Array, alpha: jax.Array) -> jax.Array:
 def cutmix_box(
     ratio: jax.Array, centre: Sequence[jax.Array], size: tuple[int, int]
 ) -> tuple[jax.Array, jax.Array]:
-    """The box of shape `size` * sqrt(1 - ratio) around `centre`, clipped to the image.
+    """Computes the box of shape `size` * sqrt(1 - ratio) around `centre`, clipped to the image.
 
     Returns:
-      The box, int32 (4,), and the share of the image outside it, float32 ().
+      The box, int32 (4,), and the share of the image outside the box, float32 ().
     """
     edges = []
     for middle, length in zip(centre, size, strict=True):
@@ -113,7 +113,7 @@ def cutmix_box(
 
 
 def mix_images(images: jax.Array, mixing: Mixing) -> jax.Array:
-    """Images (B, H, W, C) mixed with those of their group in reverse order.
+    """Mixes images (B, H, W, C) with those of their group in reverse order.
 
     Raises:
       ValueError: the batch does not divide into that many groups of an even number of images.
@@ -129,8 +129,9 @@ def mix_images(images: jax.Array, mixing: Mixing) -> jax.Array:
 
 
 def smooth_targets(labels: jax.Array, num_classes: int, smoothing: float = 0.0) -> jax.Array:
-    """Soft targets, float32 (B, K), of labels (B,): `smoothing` of the mass goes to all K classes
-    evenly, the true one included.
+    """Turns class numbers (B,) into soft targets, float32 (B, K).
+
+    `smoothing` is the mass spread evenly over all K classes, the true one included.
     """
     spread = smoothing / num_classes
     return jax.nn.one_hot(labels, num_classes) * (1.0 - smoothing) + spread
@@ -139,10 +140,10 @@ def smooth_targets(labels: jax.Array, num_classes: int, smoothing: float = 0.0) 
 def mix_targets(
     labels: jax.Array, mixing: Mixing, num_classes: int, smoothing: float = 0.0
 ) -> jax.Array:
-    """Smoothed targets, float32 (B, K), mixed as `mix_images` mixes the images.
+    """Turns class numbers (B,) into targets, float32 (B, K), smoothed and mixed as the images are.
 
     Raises:
-      ValueError: as for `mix_images`.
+      ValueError: as `mix_images`.
     """
     targets = smooth_targets(labels, num_classes, smoothing)
     grouped = _grouped(targets, mixing)
@@ -156,6 +157,6 @@ def _grouped(batch: jax.Array, mixing: Mixing) -> jax.Array:
     if images % (2 * groups):
         raise ValueError(
             f"expected a batch of {groups} groups of an even number of images, found {images} "
-            "images: choose mix_group even and dividing the batch size"
+            "images: choose an even mix_group that divides the batch size"
         )
     return batch.reshape(groups, images // groups, *batch.shape[1:])

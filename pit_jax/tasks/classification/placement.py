@@ -1,4 +1,4 @@
-"""Division of the input's work between host and device."""
+"""Division of the input pipeline between host and device."""
 
 import dataclasses
 
@@ -12,13 +12,15 @@ from pit_jax.tasks.classification.config import ClassificationConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Resizing, then flip and RandAugment, which stay together: the flip comes first.
+    """Where crops are resized, flipped and put through RandAugment, in this order.
+
+    Flip and RandAugment run in the same place, as the flip comes first.
 
     Attributes:
-      canvas: height and width of what crops go to the device in, to be resized there; None where
-        the host resizes.
-      host_policy, device_policy: RandAugment; None where it does not run.
-      host_flip, device_flip: probability of a flip.
+      canvas: height and width of the arrays that hold a crop each, for the device to resize; None
+        if the host resizes.
+      host_policy, device_policy: RandAugment in that place; None if it does not run there.
+      host_flip, device_flip: probability of a flip in that place.
     """
 
     canvas: tuple[int, int] | None = None
@@ -29,10 +31,11 @@ class Placement:
 
 
 def placement(config: ClassificationConfig) -> Placement:
-    """Where an experiment's crops, flips and RandAugment are made on this machine.
+    """Decides where this machine resizes, flips and runs RandAugment.
 
     Raises:
-      ValueError: RandAugment on the host after resizing on the device, or too small a canvas.
+      ValueError: RandAugment on the host would follow resizing on the device, or the canvas is too
+        small.
     """
     flip = config.augment.flip_probability
     if not config.data.randaugment:
@@ -40,7 +43,7 @@ def placement(config: ClassificationConfig) -> Placement:
     policy = parse(config.data.randaugment)
     place = config.data.augment_on
     if place == "auto":
-        # A GPU's host has few cores for it, a TPU's has many (and a TPU's gathers are slow).
+        # A GPU's host has few cores per GPU. A TPU's host has many, and a TPU is slow at gathers.
         place = "device" if jax.default_backend() == "gpu" else "host"
     if place == "device":
         return Placement(
@@ -50,19 +53,19 @@ def placement(config: ClassificationConfig) -> Placement:
 
 
 def _canvas(config: ClassificationConfig, *, on_host: bool) -> tuple[int, int] | None:
-    """The canvas; None where the host resizes, as it must where RandAugment is `on_host`."""
+    """The canvas; None if the host resizes, as it must if RandAugment runs there (`on_host`)."""
     data = config.data
     if data.resize_on == "auto":
         fits = np.all(np.less_equal(config.model.image_size, data.canvas_size))
-        # On a CPU the two products cost several times what PIL's resizing does.
+        # On a CPU the two matrix products cost several times as much as PIL's resizing.
         if on_host or not fits or jax.default_backend() != "gpu":
             return None
     elif data.resize_on == "host":
         return None
     if on_host:
         raise ValueError(
-            "config.data.resize_on='device' needs RandAugment on the device too, for it comes "
-            "after the resizing: found it on the host; set config.data.augment_on='device', or "
+            "config.data.resize_on='device' needs RandAugment on the device too, as it comes "
+            "after the resizing, found it on the host: set config.data.augment_on='device' or "
             "config.data.resize_on='host'"
         )
     check_canvas(data.canvas_size, config.model.image_size)

@@ -1,4 +1,4 @@
-"""Image classification as the trainer knows it."""
+"""Image classification, as a task of the trainer."""
 
 import copy
 import dataclasses
@@ -14,15 +14,11 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from pit_jax.augment.resize import resize
-from pit_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
 from pit_jax.models import parameters, zoo
 from pit_jax.tasks.classification.augmentation import training_batch
 from pit_jax.tasks.classification.config import ClassificationConfig, Protocol
-from pit_jax.tasks.classification.losses import (
-    check_distillation,
-    cross_entropy,
-    distillation_loss,
-)
+from pit_jax.tasks.classification.losses import cross_entropy, distillation_loss
+from pit_jax.tasks.classification.networks import UNTRAINED, network_of, teacher_of
 from pit_jax.tasks.classification.placement import Placement, placement
 from pit_jax.training import initial
 from pit_jax.training.evaluation import EvaluationStep
@@ -31,23 +27,21 @@ from pit_jax.weights.read import WeightFile
 
 logger = logging.getLogger(__name__)
 
-# As `distillation.teacher_weights`: the teacher's initial parameters, to try a machine with.
-UNTRAINED = "untrained"
-# Images of ImageNet's training split. Without data the number decides constants of the schedule.
+# Images in ImageNet's training split. Without data, the number sets constants of the schedule.
 IMAGENET_IMAGES = 1_281_167
 
 
 class Classification(Task):
-    """Images and their classes; with distillation, a teacher's classes as well.
+    """Learns the classes of images; with distillation, also the outputs of a teacher.
 
     Args:
-      config: the options.
+      config: options of the experiment.
       network: configuration of the model.
       teacher: configuration of the teacher; None without distillation.
-      place: which part of the input's work is the device's; None to work it out.
-      num_examples: of the training split.
-      data: its name.
-      train_source, eval_source: the splits; None in a task without data.
+      place: division of the input pipeline between host and device; None to decide it here.
+      num_examples: size of the training split.
+      data: name of the training split.
+      train_source, eval_source: the opened splits; None in a task without data.
     """
 
     config_class = ClassificationConfig
@@ -85,17 +79,17 @@ class Classification(Task):
     def open(cls, config: ClassificationConfig) -> Self:
         from pit_jax.data.sources import check_splits, open_source
 
-        # Mistakes are told before data is opened, and perhaps prepared.
+        # Mistakes are found before data is opened, which may prepare it for hours.
         place = placement(config)
-        _network(config, config.model.num_classes or 1)
+        network_of(config, config.model.num_classes or 1)
         train = open_source(config.data.name, config.data.train_split, config.data.data_dir)
         held_out = open_source(config.data.name, config.data.eval_split, config.data.data_dir)
         check_splits(train, held_out)
-        network = _network(config, held_out.num_classes)
+        network = network_of(config, held_out.num_classes)
         return cls(
             config,
             network,
-            teacher=_teacher(config, network),
+            teacher=teacher_of(config, network),
             place=place,
             num_examples=len(train),
             data=train.name,
@@ -106,28 +100,26 @@ class Classification(Task):
     @classmethod
     def without_data(cls, config: ClassificationConfig) -> Self:
         classes = config.model.num_classes or zoo.model_config(config.model.name).num_classes
-        network = _network(config, classes)
+        network = network_of(config, classes)
         return cls(
             config,
             network,
-            teacher=_teacher(config, network),
+            teacher=teacher_of(config, network),
             num_examples=max(IMAGENET_IMAGES, config.batch_size),
             data=f"{config.data.name}/{config.data.train_split}",
         )
 
     def check(self) -> None:
-        """Refuses groups of mixing that do not divide the batch."""
+        """Refuses mixing groups that do not divide the batch."""
         augment, size = self.config.augment, self.config.batch_size
-        alpha = max(augment.mixup_alpha, augment.cutmix_alpha)
-        mixes = augment.mix_probability > 0 and alpha > 0
-        if mixes and (augment.mix_group % 2 or size % augment.mix_group):
+        if augment.mixes and (augment.mix_group % 2 or size % augment.mix_group):
             raise ValueError(
                 f"config.augment.mix_group={augment.mix_group} must be even and divide "
                 f"config.batch_size={size}"
             )
 
     def without_mixing(self) -> "Classification":
-        """The same task without Mixup and CutMix, for pictures of what they mix."""
+        """Copies the task without Mixup and CutMix, to draw images before they are mixed."""
         augment = dataclasses.replace(self.config.augment, mix_probability=0.0)
         plain = copy.copy(self)
         plain.config = dataclasses.replace(self.config, augment=augment)
@@ -135,11 +127,11 @@ class Classification(Task):
 
     def summary(self) -> str:
         return (
-            f"{zoo.cost(self.network).macs / 1e9:.3f} GMACs an image; "
+            f"{zoo.cost(self.network).macs / 1e9:.3f} GMACs per image; "
             f"{self.num_examples:,} training and {len(self.eval_source):,} evaluation images"
         )
 
-    # What is computed.
+    # Computation.
 
     @functools.cached_property
     def _model(self) -> tuple[nnx.GraphDef, Params]:
@@ -149,7 +141,7 @@ class Classification(Task):
         return self._model
 
     def constants(self) -> Params:
-        """The teacher's values on the host; {} without distillation."""
+        """Reads the teacher's values, on the host; {} without distillation."""
         options = self.config.distillation
         if self.teacher is None or options.teacher_weights is None:
             return {}
@@ -175,31 +167,28 @@ class Classification(Task):
         return (shapes,)
 
     def prepare(self, key: jax.Array, batch: Batch) -> Batch:
-        """Images (B, H, W, 3) and soft targets (B, K) of a global batch.
+        """Augments a global batch to "images" (B, H, W, 3) and soft "targets" (B, K).
 
-        A batch of crops has their "extent" and "rows_first" with it, and is resized first.
+        A batch of crops, which has their "extent" and "rows_first", is resized first.
         """
         images = batch["image"]
         if "extent" in batch:
             size = self.config.model.image_size
             images = resize(images, batch["extent"], batch["rows_first"], size)
-        options = dataclasses.asdict(self.config.augment)
-        options["flip_probability"] = self.placement.device_flip
         images, targets = training_batch(
             key,
             images,
             batch["label"],
+            self.config.augment,
             num_classes=self.network.num_classes,
-            mean=IMAGENET_MEAN,
-            std=IMAGENET_STD,
-            dtype=jnp.dtype(self.config.model.dtype),
+            flip_probability=self.placement.device_flip,
             policy=self.placement.device_policy,
-            **options,
+            dtype=jnp.dtype(self.config.model.dtype),
         )
         return {"images": images, "targets": targets}
 
     def references(self, constants: Params, inputs: Batch) -> Batch:
-        """The inputs with the teacher's logits (B, K) on the very images the student sees."""
+        """Adds the teacher's logits (B, K) on the same augmented images the student sees."""
         if self.teacher is None:
             return inputs
         graphdef, _ = zoo.abstract(self.teacher, dtype=jnp.dtype(self.config.model.dtype))
@@ -209,8 +198,9 @@ class Classification(Task):
     def loss(
         self, network: Network, inputs: Batch, key: jax.Array
     ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
-        """Cross entropy, with a teacher distillation; and "top1": of mixed images, how often the
-        prediction is the class with the largest share.
+        """The loss, and "top1": how often the prediction is the class with the largest share.
+
+        The loss is the cross entropy, or with a teacher that of distillation.
         """
         outputs, targets = network(inputs["images"], key=key), inputs["targets"]
         logits = outputs[0] if isinstance(outputs, tuple) else outputs
@@ -229,7 +219,7 @@ class Classification(Task):
         return loss, {"top1": top1}
 
     def flops(self, *, training: bool) -> int:
-        """The model's own operations, in training with its teacher's forward pass."""
+        """Operations of the model; in training, the teacher's forward pass is included."""
         student = zoo.model_flops(self.network, training=training)
         if self.teacher is None or not training:
             return student
@@ -291,7 +281,7 @@ class Classification(Task):
         )
 
     def card(self) -> dict[str, Any]:
-        """What the run evaluated, for `evaluate.py`."""
+        """The data and crop that the run evaluates, as defaults for `evaluate.py`."""
         data = self.config.data
         protocol = Protocol(
             data=data.name,
@@ -304,7 +294,7 @@ class Classification(Task):
 
     @classmethod
     def evaluation_options(cls, file: WeightFile) -> Protocol:
-        """How the weights were evaluated in training: their card says; ImageNet where none does."""
+        """The data and crop of the run, from the weights' card; ImageNet without a card."""
         return Protocol(**(file.card or {}).get("evaluation", {}))
 
     @classmethod
@@ -329,49 +319,3 @@ def _shapes(size: int, image_size: tuple[int, int]) -> Shapes:
         "image": jax.ShapeDtypeStruct((size, *image_size, 3), jnp.uint8),
         "label": jax.ShapeDtypeStruct((size,), jnp.int32),
     }
-
-
-def _network(config: ClassificationConfig, num_classes: int) -> Any:
-    """The zoo's configuration of `config.model`, for a data set of `num_classes` classes."""
-    classes = config.model.num_classes or num_classes
-    if classes < num_classes:
-        raise ValueError(
-            f"config.model.num_classes={classes} is fewer than the {num_classes} classes of "
-            f"{config.data.name}"
-        )
-    return zoo.model_config(
-        config.model.name,
-        image_size=config.model.image_size,
-        num_classes=classes,
-        drop_path_rate=config.model.drop_path_rate,
-        **config.model.options,
-    )
-
-
-def _teacher(config: ClassificationConfig, student: Any) -> Any | None:
-    """The zoo's configuration of the teacher; None without distillation."""
-    options = config.distillation
-    if options.kind == "none":
-        return None
-    check_distillation(options.kind, options.alpha, options.temperature)
-    if not getattr(student, "distilled", False):
-        name = f"{config.model.name}_distilled"
-        fitting = name if name in zoo.rows() else "a *_distilled model"
-        raise ValueError(
-            f"config.distillation.kind={options.kind!r} needs a student with a distillation head, "
-            f"which {config.model.name} has not: set config.model.name to {fitting}"
-        )
-    if options.teacher_weights == UNTRAINED and config.data.name != "synthetic":
-        raise ValueError(
-            f"config.distillation.teacher_weights={UNTRAINED!r} is for config.data.name="
-            f"'synthetic' alone, found {config.data.name!r}: such a teacher has nothing to teach"
-        )
-    if not options.teacher_weights:
-        raise ValueError(
-            "config.distillation.teacher_weights is not set: the papers' teacher is "
-            "'hf:timm/regnety_160.deit_in1k' (name that tag: the plain name is another set of "
-            "weights), or regnety_160-a5fe301d.pth of the DeiT authors by way of "
-            "convert_torch_weights.py --model=regnety_160"
-        )
-    sizes = {"image_size": config.model.image_size, "num_classes": student.num_classes}
-    return zoo.model_config(options.teacher, **{**sizes, **options.teacher_options})

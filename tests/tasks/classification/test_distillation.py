@@ -1,4 +1,4 @@
-"""The teacher in a training step: its mode, precision and place, and that it is only looked at."""
+"""The teacher in a training step: its mode, precision and place; it never changes."""
 
 import runpy
 from collections.abc import Callable
@@ -29,7 +29,7 @@ TINY = Path(__file__).parents[2] / "tiny.py"
 
 @pytest.fixture(scope="module")
 def teacher_values() -> parameters.Params:
-    """A ResNet whose batch statistics are far from those of any batch."""
+    """Values of a ResNet whose running statistics are far from those of any batch."""
     rng = np.random.default_rng(0)
     _, values = parameters.split(zoo.build(TEACHER_CONFIG))
     trained, statistics = parameters.separate(values)
@@ -71,7 +71,7 @@ def begin(setup: Experiment) -> tuple[Any, Any, Any, Any]:
 
 
 def watch_distillation(monkeypatch: pytest.MonkeyPatch, look: Callable[[jax.Array], None]) -> None:
-    """Shows a function the teacher's logits inside the step; the loss stays what it is."""
+    """Passes the teacher's logits inside the step to a function; the loss does not change."""
 
     def loss(outputs: Any, targets: jax.Array, teacher_logits: jax.Array, **options: Any) -> Any:
         look(teacher_logits)
@@ -108,7 +108,7 @@ def test_the_teacher_is_in_evaluation_mode_in_bfloat16_on_the_batch_of_the_stude
     evaluate = jax.jit(lambda values, x: parameters.merge(graphdef, values)(x))
     expected = np.asarray(evaluate(teacher_values, images))
     found = next(value for value in seen if value.shape == expected.shape)
-    # As bfloat16 rounds it, and not as float32 does.
+    # Rounded as in bfloat16, not as in float32.
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-2 * np.abs(expected).max())
     exact, _ = zoo.abstract(TEACHER_CONFIG, dtype=jnp.float32)
     precise = jax.jit(parameters.merge(exact, teacher_values))(images.astype(jnp.float32))

@@ -1,4 +1,4 @@
-"""Ranks, padding and sums of an evaluation; data on which weights are evaluated, or refused."""
+"""Evaluation: ranks, padding and sums; which data is accepted for given weights."""
 
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 def evaluate(
     config: ConfigDict, folder: Path, *, classes: int, trained_on: str = ""
 ) -> dict[str, float]:
-    """The model of the smallest experiment, with so many classes, on the folder."""
+    """Evaluates the model of the smallest experiment, with `classes` classes, on the folder."""
     options = {**config.model.options.to_dict(), "image_size": 8, "num_classes": classes}
     model_config = zoo.model_config("pit_ti", **options)
     weights = folder.with_name("model.safetensors")
@@ -45,8 +45,8 @@ def evaluate(
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
-        (2, "tells 2 classes apart, .*/val has 3: choose data with the classes"),
-        (5, "tells 5 classes apart, .*/val has 3: the labels of a folder number its own classes"),
+        (2, "has 2 classes, .*/val has 3: choose data with the classes"),
+        (5, "has 5 classes, .*/val has 3: the labels of a folder number its own classes"),
     ],
 )
 def test_a_folder_of_other_classes_is_refused(

@@ -1,4 +1,4 @@
-"""What the configuration makes of the input: where augmentation runs, bad images in a run."""
+"""Input as configured: where augmentation runs, and bad images in a run."""
 
 import itertools
 import logging
@@ -56,7 +56,7 @@ def test_flip_and_randaugment_run_once_and_together(
 
 @pytest.fixture
 def folder(config: ConfigDict, tmp_path: Path) -> ConfigDict:
-    """An experiment on 64 files, of which two are no images."""
+    """An experiment on 64 files, two of which are not images."""
     for index in range(64):
         path = tmp_path / "images" / f"class{index % 4}" / f"{index:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ def test_a_batch_is_handed_over_ahead_by_a_thread_and_counted_when_used(
     assert ahead.wait(timeout=60)
     assert threading.get_ident() not in threads
     assert batch["image"].sharding == sharding.batch_sharding(sharding.make_mesh())
-    time.sleep(0.1)  # for a count that does not wait
+    time.sleep(0.1)  # a premature count would have happened by now
     assert len(rows.bad_images) == 1
     next(rows)
     assert len(rows.bad_images) == 2

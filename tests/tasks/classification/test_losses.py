@@ -24,8 +24,8 @@ def torch_soft_target(logits: torch.Tensor) -> torch.Tensor:
 def torch_distillation(
     student: torch.Tensor, token: torch.Tensor, kind: str, alpha: float, temperature: float
 ) -> torch.Tensor:
-    """The formulas of DeiT's losses, written down from the paper and the fact that it divides the
-    divergence by the number of logits.
+    """DeiT's losses by the formulas of the paper. Its code divides the divergence by the number of
+    logits, and so does this.
     """
     teacher = torch.tensor(TEACHER)
     if kind == "hard":

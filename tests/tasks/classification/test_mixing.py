@@ -1,4 +1,4 @@
-"""Mixup and CutMix: timm's for the same drawn numbers, within groups, and their distribution."""
+"""Mixup and CutMix: equal to timm's for the same draws, within groups; distributions."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ def only(kind: str, ratio: float, box=(0, 0, 0, 0)) -> mixing.Mixing:
 class TestAgainstTimm:
     @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
     def test_equal_for_the_same_draws(self, timm, monkeypatch, kind):
-        """Groups one after another, each as one of timm's processes would mix it."""
+        """Each group is mixed as one of timm's processes would mix it."""
         groups, group = 12, 6
         before, labels = batch(groups * group)
         alphas = {"mixup_alpha": 0.8 * (kind == "mixup"), "cutmix_alpha": 1.0 * (kind == "cutmix")}
@@ -108,6 +108,7 @@ class TestDistribution:
             mixup_alpha=mixup_alpha,
             cutmix_alpha=cutmix_alpha,
             probability=probability,
+            switch_probability=0.5,
         )
 
     def test_modes_and_mixup_ratios(self):
@@ -118,7 +119,7 @@ class TestDistribution:
         assert stats.kstest(ratios, stats.beta(0.8, 0.8).cdf).pvalue > 1e-3
 
     def test_cutmix_boxes(self):
-        """Ratios are those of the clipped boxes; sides as of Beta(1, 1), centres uniform."""
+        """Ratios are those of the clipped boxes. Sides follow Beta(1, 1), centres are uniform."""
         drawn = self.draw(mixup_alpha=0.0)
         assert np.asarray(drawn.cuts).all()
         top, bottom, left, right = np.asarray(drawn.box).T
@@ -149,7 +150,7 @@ class TestDistribution:
 
     @pytest.mark.parametrize("alpha", [0.2, 0.5, 0.6, 0.8, 1.0, 5.0])
     def test_mixup_ratios(self, alpha):
-        """Compared where float32 tells values from 0 and 1."""
+        """The comparison leaves out values that float32 cannot tell from 0 or 1."""
         drawn = self.draw(cutmix_alpha=0.0, mixup_alpha=alpha)
         assert not np.asarray(drawn.cuts).any()
         ratios = np.clip(np.asarray(drawn.ratio, np.float64), 1e-4, 1 - 1e-4)

@@ -1,4 +1,4 @@
-"""Order, state and shares of the input pipeline."""
+"""The input pipeline: order, resumption, shares of processes."""
 
 import copy
 import dataclasses
@@ -46,7 +46,7 @@ def take(batches: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def seen(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Blackens the uninitialised pixels around crops that the device resizes."""
+    """A batch whose canvases are blackened around the crops; that memory is uninitialised."""
     if "extent" not in batch:
         return batch
     images = np.zeros_like(batch["image"])
@@ -111,7 +111,7 @@ def test_starting_at_a_later_batch_continues_bit_identically(
 
 
 def test_a_crop_for_the_device_is_what_the_host_would_resize(source: Source):
-    """The crop in the canvas's corner is drawn alike: PIL resizes it to the same image."""
+    """The crop is in the corner of its canvas; PIL resizes it to the image that the host makes."""
     resized, labels = take(training(source), 3)
     whole = list(itertools.islice(training(source, canvas=(12, 16)), 3))
     crops, extents, again = (
@@ -124,14 +124,6 @@ def test_a_crop_for_the_device_is_what_the_host_would_resize(source: Source):
         np.testing.assert_array_equal(images.resize(crop[:height, :width], (12, 10)), image)
 
 
-def test_flip_and_randaugment_come_after_the_resizing(source: Source):
-    for drawn in ({"policy": POLICY}, {"flip_probability": 0.5}):
-        with pytest.raises(ValueError, match="RandAugment on the device where it resizes"):
-            input.Views(size=(12, 10), canvas=(16, 16), **drawn)
-    with pytest.raises(ValueError, match=r"at least the image size \(12, 10\), found \(16, 9\)"):
-        input.Views(size=(12, 10), canvas=(16, 9))
-
-
 @pytest.mark.parametrize("threads", [1, 3, 16])
 def test_batches_do_not_depend_on_the_threads(source: Source, threads: int):
     expected, labels = take(training(source, batch_size=50, **REPEATED), 4)
@@ -142,7 +134,7 @@ def test_batches_do_not_depend_on_the_threads(source: Source, threads: int):
 
 
 class Recorder:
-    """Examples that record which of them are read, and by which threads."""
+    """Examples that record their index and thread whenever one is read."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -155,13 +147,13 @@ class Recorder:
     def __getitem__(self, index: int) -> Example:
         self.asked.append(index)
         self.threads.add(threading.current_thread().name)
-        time.sleep(0.001)  # or one thread could be done before the others have started
+        time.sleep(0.001)  # otherwise one thread could finish before the others start
         return self.source.examples[index]
 
 
 @pytest.mark.parametrize("prefetch", [1, 3])
 def test_batches_are_made_while_one_is_used(source: Source, prefetch: int):
-    """As many as `prefetch` are complete before they are requested, and no more."""
+    """Exactly `prefetch` batches are complete before they are asked for."""
     examples = Recorder(source)
     reading = pipeline.Reading(threads=2, prefetch=prefetch)
     batches = iter(training(Source("recorded", examples, 10), reading=reading))
@@ -172,7 +164,7 @@ def test_batches_are_made_while_one_is_used(source: Source, prefetch: int):
 
 
 def asked_for(examples: Recorder, expected: int) -> list[int]:
-    """Waits until `expected` examples are read and a while longer; returns all that were read."""
+    """Indices read so far, a while after `expected` of them have been."""
     end = time.monotonic() + 60
     while len(examples.asked) < expected and time.monotonic() < end:
         time.sleep(0.01)
@@ -182,7 +174,7 @@ def asked_for(examples: Recorder, expected: int) -> list[int]:
 
 @pytest.mark.parametrize(("repeats", "expected"), [(1, 3 * BATCH), (3, BATCH)])
 def test_a_late_start_asks_for_its_own_batches_only(source: Source, repeats: int, expected: int):
-    """A million batches are exactly 320,000 epochs: these three are the beginning of one, where no
+    """A million batches are exactly 320,000 epochs, so that these three begin one, in which no
     example comes twice.
     """
     examples = Recorder(source)
@@ -238,7 +230,7 @@ def test_evaluation_counts_every_example_once(source: Source, batch: int, proces
 
 @pytest.fixture(scope="module")
 def photographs() -> Source:
-    """JPEG files of a wide, a tall and a grey photograph."""
+    """Writes JPEG files of a wide, a tall and a grey photograph."""
     first, second = (Image.fromarray(pixels) for pixels in load_sample_images().images)
     examples = []
     for label, picture in enumerate([first, second.crop((150, 0, 451, 427)), first.convert("L")]):
@@ -330,7 +322,7 @@ def generators(source: Source) -> list[np.random.Generator]:
 
 @pytest.fixture
 def damaged(source: Source) -> Source:
-    """The digits with examples 3, 4 and 99 cut short; the first two are adjacent."""
+    """A source whose examples 3, 4 and 99 are cut short; two of them are consecutive."""
     examples: list[Any] = [source.examples[index] for index in range(100)]
     for index in (3, 4, 99):
         examples[index] = {**examples[index], "image": examples[index]["image"][:40]}

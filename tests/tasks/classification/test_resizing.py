@@ -43,7 +43,7 @@ def save(path: Path, picture: Image.Image, kind: str, **options: Any) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Photographs in every shape, as JPEG but for a grey one, a PNG and a CMYK one."""
+    """A folder of photographs of every shape: JPEGs, also grey and CMYK, and a PNG."""
     root = tmp_path_factory.mktemp("photographs")
     for label, pixels in enumerate(load_sample_images().images):
         whole = Image.fromarray(pixels)
@@ -78,7 +78,7 @@ def config(config: ConfigDict, folder: Path) -> ConfigDict:
 
 
 def seen(config: ConfigDict, workdir: Path, batches: int = 6) -> tuple[np.ndarray, np.ndarray]:
-    """Grey levels of the images and the targets as the model is given them, by the real step."""
+    """Grey levels and targets of the images that the real step gives to the model."""
     setup: Experiment = prepare(config, workdir, allow_config_changes=True)
     augment = jax.jit(setup.task.prepare)
     found, targets = [], []
@@ -92,7 +92,7 @@ def seen(config: ConfigDict, workdir: Path, batches: int = 6) -> tuple[np.ndarra
 
 
 def test_device_and_host_differ_by_a_level_at_most(config: ConfigDict, tmp_path: Path):
-    """Two epochs of photographs of all kinds, with flips, which are drawn on the device."""
+    """Two epochs of photographs of all kinds are compared, with flips drawn on the device."""
     found, targets = {}, {}
     for place in ("host", "device"):
         config.data.resize_on = place
@@ -114,14 +114,14 @@ def test_a_small_canvas_leaves_large_crops_to_pil(config: ConfigDict, tmp_path: 
 
 
 def test_randaugment_on_the_device_comes_after(config: ConfigDict, tmp_path: Path):
-    """The same operations on images that differ by a level give almost the same pictures."""
+    """The same operations on images that differ by a level give nearly the same pictures."""
     config.data.randaugment = "rand-m9-mstd0.5-inc1"
     config.data.augment_on = "device"
     config.data.resize_on = "host"
     expected, _ = seen(config, tmp_path, 3)
     config.data.resize_on = "device"
     found, _ = seen(config, tmp_path, 3)
-    # At an operation's threshold one level can become any number of levels.
+    # At the threshold of an operation, one level can become any number of levels.
     assert (np.abs(found - expected) <= 2.001).mean() >= 0.999
 
 
@@ -171,7 +171,7 @@ def test_auto_is_the_device_on_gpus_where_it_can_be(
 
 
 def test_a_run_resizes_on_the_device(config: ConfigDict, tmp_path: Path):
-    """The compiled step takes canvases and learns from them what it learns from images."""
+    """The compiled step takes canvases, and learns from them the same as from images."""
     losses = {}
     for place in ("host", "device"):
         config.data.resize_on = place

@@ -42,7 +42,7 @@ class RegressionConfig(TrainConfig):
 class Protocol:
     """Pictures on which weights are evaluated."""
 
-    examples: str = dataclasses.field(default="24", metadata={"help": "how many pictures"})
+    examples: str = option("24", "how many pictures")
 
 
 class Regression(Task):

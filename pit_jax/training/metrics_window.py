@@ -1,4 +1,4 @@
-"""Training metrics between log lines, each fetched only when the next step is queued."""
+"""Training metrics between two log lines, fetched from the devices one step late."""
 
 import math
 from collections.abc import Callable
@@ -8,18 +8,18 @@ import jax
 
 from pit_jax.training.errors import TrainingError
 
-# Metrics of which a log line gives the last step's value; of all others the mean.
+# Metrics that a log line gives as of the last step; of all others it gives the mean.
 NEWEST = ("learning_rate", "skipped")
 
 
-class Window:
-    """Collects the metrics of steps; of a step whose update was skipped only those of `NEWEST`.
+class MetricsWindow:
+    """Collects the metrics of steps; of a skipped update it keeps only those of `NEWEST`.
 
     Args:
-      rows: metrics left over from before an interruption.
-      on_nonfinite: "stop" or "skip".
-      max_skips: skipped updates in a row that stop the run.
-      last_good: names the last checkpoint, for the message.
+      rows: metrics of steps not yet logged, restored from a checkpoint.
+      on_nonfinite: "stop" or "skip", at a loss or gradient that is not finite.
+      max_skips: number of skipped updates in a row at which the run stops.
+      last_good: returns the name of the last checkpoint, for messages.
     """
 
     def __init__(
@@ -37,17 +37,21 @@ class Window:
         self._queued: tuple[int, dict[str, jax.Array]] | None = None
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> dict[str, float] | None:
-        """Queues the metrics of a step; those of the step before, now fetched, or None.
+        """Queues the metrics of a step; returns those of the step before, or None.
 
         Raises:
-          TrainingError: the step before was not finite, and config or patience say to stop.
+          TrainingError: the step before was not finite and "stop" is set, or too many updates in a
+            row were skipped.
         """
         fetched = self.settle()
         self._queued = (step, metrics)
         return fetched
 
     def settle(self) -> dict[str, float] | None:
-        """Fetches what is queued, so that nothing broken is evaluated or saved; raises as `add`."""
+        """Fetches the queued metrics and returns them, or None; raises as `add` does.
+
+        Call this before an evaluation or a checkpoint, so that neither sees a broken state.
+        """
         if self._queued is None:
             return None
         step, metrics = self._queued
@@ -60,7 +64,7 @@ class Window:
                 f"{broken[0]} is {values[broken[0]]} at step {step}; the last good checkpoint: "
                 f"{self._last_good()}. Lower the learning rate, clip gradients "
                 "(config.optimizer.clip_norm), skip such updates (config.on_nonfinite='skip') or "
-                "look at the data, then start again with --allow_config_changes"
+                "inspect the data, then start again with --allow_config_changes"
             )
         if in_a_row >= self._max_skips:
             raise TrainingError(
@@ -71,8 +75,8 @@ class Window:
         return values
 
     def means(self) -> dict[str, Any]:
-        """Means over the collected steps, of learning rate and skips the newest; then empty. Where
-        all updates were skipped there are no means, only the newest.
+        """Means over the collected steps, and the newest value of each of `NEWEST`; empties the
+        window. If all updates were skipped, there are no means.
         """
         rows, self.rows = self.rows, []
         finite = [row for row in rows if row.keys() - NEWEST]

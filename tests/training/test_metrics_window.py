@@ -1,4 +1,4 @@
-"""Metrics on their way from the device, and when they stop a run."""
+"""Metrics are fetched one step late, averaged, and stop a run that is not finite."""
 
 import json
 import math
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from pit_jax.training.errors import TrainingError
-from pit_jax.training.window import Window
+from pit_jax.training.metrics_window import MetricsWindow
 
 
 def metrics(loss: float, learning_rate: float = 0.5, skipped: int = 0, in_a_row: int = 0) -> dict:
@@ -19,8 +19,8 @@ def metrics(loss: float, learning_rate: float = 0.5, skipped: int = 0, in_a_row:
     }
 
 
-def window(on_nonfinite: str, max_skips: int = 3) -> Window:
-    return Window(
+def window(on_nonfinite: str, max_skips: int = 3) -> MetricsWindow:
+    return MetricsWindow(
         [],
         on_nonfinite=on_nonfinite,
         max_skips=max_skips,
@@ -62,13 +62,13 @@ def test_skipped_steps_are_left_out_and_a_run_of_them_stops():
 
 
 def test_learning_rate_and_skips_are_of_the_newest_step_skipped_or_not():
-    """Also where a checkpoint comes between the step and the line."""
+    """This holds too if a checkpoint comes between the step and the log line."""
     rows = window("skip")
     rows.add(1, metrics(2.0, 0.25, skipped=0))
     rows.add(2, metrics(math.nan, 0.5, skipped=1))
     rows.settle()
     saved = json.loads(json.dumps(rows.rows, allow_nan=False))
-    resumed = Window(saved, on_nonfinite="skip", max_skips=3, last_good=lambda: "")
+    resumed = MetricsWindow(saved, on_nonfinite="skip", max_skips=3, last_good=lambda: "")
     for found in (rows.means(), resumed.means()):
         assert found == {
             "loss": 2.0,

@@ -69,7 +69,8 @@ def test_the_map_is_there_to_be_looked_at(name: str) -> None:
 @pytest.mark.parametrize(
     ("platform", "tokens", "kept"),
     [
-        ("cpu", 197, KeptMap),
+        ("cpu", 50, KeptMap),
+        ("cpu", 99, KeptQueries),
         ("tpu", 197, KeptQueries),
         ("tpu", 785, KeptQueries),
         # GPUs, and platforms that are not known while tracing.

@@ -8,6 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 import pit_jax
+from pit_jax.models.psvit.family import PUBLISHED
 from pit_jax.models.zoo import POOLING_PAIRS
 from pit_jax.tasks.classification.config import ClassificationConfig
 from pit_jax.tasks.experiments import parse, prepare
@@ -36,6 +37,7 @@ RECIPES = {
     "cutmix": with_smoke([*PITS, *VITS]),
     "deit": with_smoke([*PITS, *DEITS]),
     "distill": with_smoke([f"{name}_distilled" for name in [*PITS, *DEITS]]),
+    "psvit": with_smoke(list(PUBLISHED)),
     "pooling_ablation": with_smoke(
         [f"{pair},{kind}" for pair in POOLING_PAIRS for kind in ("pooling", "no_pooling")]
     ),

@@ -50,7 +50,10 @@ def _parser() -> console.Parser:
     add("--input", required=True, help="a file, a run directory or hf:owner/name[@revision]")
     add("--output", required=True, type=Path, help="the file to write")
     add("--to", default="jax", choices=("jax", "torch"), help="format of the output")
-    add("--layout", help="names in a torch file: official (the default for PiT) or timm")
+    add(
+        "--layout",
+        help="names in a torch file: official (PiT's default), timm; PSViT: torch",
+    )
     add("--image_size", type=_image_size, help="SIZE or HEIGHT,WIDTH (default: the file's)")
     add("--num_classes", type=int, help="classes of the output (default: the file's)")
     add("--head", default="load", choices=HEAD_CHOICES, help="new: fresh, if the classes differ")

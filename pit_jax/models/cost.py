@@ -82,20 +82,34 @@ def reading_pixels(part: Cost) -> Cost:
     return dataclasses.replace(part, on_pixels=part.macs)
 
 
-def transformer_blocks(stage: TransformerStage, mlp_ratio: float) -> Cost:
-    """All blocks of a stage: two norms, attention with its projections, MLP."""
-    tokens, width = stage.tokens, stage.width
+def transformer_block(
+    tokens: int, width: int, mlp_ratio: float, *, reuses_map: bool = False
+) -> Cost:
+    """One block: two norms, attention with its projections, MLP.
+
+    Args:
+      tokens: length of the sequence, class tokens included.
+      width: channels.
+      mlp_ratio: channels inside the MLP, as a multiple of `width`.
+      reuses_map: the block weighs its values by another one's attention map, and has neither
+        queries nor keys.
+    """
     hidden = int(width * mlp_ratio)
-    block = total(
+    projections, products = (1, 1) if reuses_map else (3, 2)
+    return total(
         [
-            Cost(attention=2 * tokens * tokens * width, parameters=4 * width),
-            linear(tokens, width, 3 * width),
+            Cost(attention=products * tokens * tokens * width, parameters=4 * width),
+            linear(tokens, width, projections * width),
             linear(tokens, width, width),
             linear(tokens, width, hidden),
             linear(tokens, hidden, width),
         ]
     )
-    return block * stage.depth
+
+
+def transformer_blocks(stage: TransformerStage, mlp_ratio: float) -> Cost:
+    """All blocks of a stage."""
+    return transformer_block(stage.tokens, stage.width, mlp_ratio) * stage.depth
 
 
 def area(grid: tuple[int, int]) -> int:

@@ -215,20 +215,16 @@ class Block(nnx.Module):
         # The two branches are dropped independently, at the same rate.
         attention_key, path1_key, mlp_key, path2_key = split_key(key, 4)
         drop_path1 = functools.partial(stochastic_depth, rate=self.drop.path, key=path1_key)
-        drop_path2 = functools.partial(stochastic_depth, rate=self.drop.path, key=path2_key)
 
         def attend(x_bnc: jax.Array) -> jax.Array:
             return x_bnc + drop_path1(
                 self.attention(self.norm1(x_bnc), attention_key, record, name)
             )
 
-        def transform(x_bnc: jax.Array) -> jax.Array:
-            return x_bnc + drop_path2(self.mlp(self.norm2(x_bnc), mlp_key))
-
-        # Each as written above, or in one TPU kernel where that is faster.
+        # As written above, or in one TPU kernel where that is faster.
         fusible = None if record.wants("attention") else self._fusible_attention(key, drop_path1)
         x_bnc = residual_branch(x_bnc, attend, fusible)
-        x_bnc = residual_branch(x_bnc, transform, self._fusible_mlp(key, drop_path2))
+        x_bnc = mlp_branch(x_bnc, self.norm2, self.mlp, self.drop, key=mlp_key, path_key=path2_key)
         record.save("blocks", f"{name}/tokens", x_bnc)
         return x_bnc
 
@@ -239,11 +235,37 @@ class Block(nnx.Module):
         attention = branch.Attention(self.attention.heads)
         return _fusible(self.norm1, self.attention.qkv, attention, self.attention.proj, drop_path)
 
-    def _fusible_mlp(self, key: jax.Array | None, drop_path: DropPath) -> Fusible | None:
-        drops = key is not None and self.drop.features > 0
-        if drops or type(self.mlp) is not MLP:
-            return None
-        return _fusible(self.norm2, self.mlp.fc1, branch.Gelu(), self.mlp.fc2, drop_path)
+
+def mlp_branch(
+    x_bnc: jax.Array,
+    norm: LayerNorm,
+    mlp: MLP,
+    drop: DropRates,
+    *,
+    key: jax.Array | None,
+    path_key: jax.Array | None,
+) -> jax.Array:
+    """The second residual branch of a block, x + mlp(norm(x)) under stochastic depth, in one TPU
+    kernel where that is faster.
+
+    Args:
+      x_bnc: tokens (B, N, C).
+      norm: of the branch.
+      mlp: of the branch.
+      drop: rates of the block.
+      key: for dropout inside of the MLP.
+      path_key: for dropping the branch.
+    """
+    drop_path = functools.partial(stochastic_depth, rate=drop.path, key=path_key)
+
+    def transform(x_bnc: jax.Array) -> jax.Array:
+        return x_bnc + drop_path(mlp(norm(x_bnc), key))
+
+    drops = key is not None and drop.features > 0
+    fusible = None
+    if not drops and type(mlp) is MLP:
+        fusible = _fusible(norm, mlp.fc1, branch.Gelu(), mlp.fc2, drop_path)
+    return residual_branch(x_bnc, transform, fusible)
 
 
 def _fusible(

@@ -20,6 +20,7 @@ OURS = "pit_jax"
 
 # Orders of torch's axes; () leaves them alone.
 LINEAR = (1, 0)  # (out, in) -> (in, out)
+SEQUENCE_CONVOLUTION = (2, 1, 0)  # (out, in, length) -> (length, in, out)
 CONVOLUTION = (2, 3, 1, 0)  # (out, in / groups, height, width) -> (height, width, in, out)
 MAP = (0, 2, 3, 1)  # (B, C, H, W) -> (B, H, W, C)
 
@@ -62,6 +63,29 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
+class Position:
+    """Learned positions that follow the image size.
+
+    Attributes:
+      path: of the parameter, a map (1, H, W, C) or a sequence (1, prefix + entries, C).
+      prefix: entries of class tokens that a sequence begins with; None for a map.
+      run: neighbouring patches, in row-major order, that an entry of a sequence stands for; those
+        short of a whole run have none.
+    """
+
+    path: str
+    prefix: int | None = None
+    run: int = 1
+
+    def describes(self, shape: Shape, grid: tuple[int, int]) -> bool:
+        """Whether positions of this shape are those of such a grid of patches; any map may be."""
+        if self.prefix is None:
+            return len(shape) == 4 and min(shape) > 0
+        height, width = grid
+        return len(shape) == 3 and shape[1] == self.prefix + height * width // self.run
+
+
+@dataclasses.dataclass(frozen=True)
 class Table:
     """The rows of one architecture, in the order of a state dict of the first layout.
 
@@ -72,16 +96,14 @@ class Table:
       head: the rows of the classifiers, those of the class token first, also of a configuration
         without classes, to know a head where there should be none. The first row whose path ends in
         "/bias" tells the number of classes.
-      position: path of the positions that follow the image size, if any: a map (1, H, W, C), or a
-        sequence (1, prefix + H * W, C).
-      prefix: entries of class tokens that such a sequence begins with; None for a map.
+      positions: those that follow the image size, if any; the first has an entry per patch, which
+        tells the grid of a file.
     """
 
     layouts: tuple[str, ...]
     body: tuple[Row, ...]
     head: tuple[Row, ...]
-    position: str | None
-    prefix: int | None = None
+    positions: tuple[Position, ...] = ()
 
     def by_name(self, layout: str, *, with_head: bool = True) -> dict[str, Row]:
         """The rows by their names in a file of this layout."""
@@ -123,7 +145,7 @@ def own_names(paths: Iterable[str]) -> Table:
     """
     rows = [Row(path, {}) for path in paths]
     head = [row for row in rows if row.path.split("/")[0].split("_")[0] == "head"]
-    return Table((), tuple(row for row in rows if row not in head), tuple(head), None)
+    return Table((), tuple(row for row in rows if row not in head), tuple(head))
 
 
 def _module(
@@ -144,6 +166,11 @@ def linear(path: str, **names: str) -> tuple[Row, ...]:
 def convolution(path: str, **names: str) -> tuple[Row, ...]:
     """A convolution with bias, grouped or not; `names` gives its torch module by layout."""
     return _module(path, names, CONVOLUTION, "kernel")
+
+
+def sequence_convolution(path: str, **names: str) -> tuple[Row, ...]:
+    """A convolution along a sequence, with bias; `names` gives its torch module by layout."""
+    return _module(path, names, SEQUENCE_CONVOLUTION, "kernel")
 
 
 def layer_norm(path: str, **names: str) -> tuple[Row, ...]:
@@ -171,17 +198,25 @@ def bare_convolution(path: str, **names: str) -> tuple[Row, ...]:
     return convolution(path, **names)[:1]
 
 
-def transformer_block(path: str, name: str) -> tuple[Row, ...]:
-    """A pre-norm transformer block, `name` in timm, and in the official files of PiT and DeiT."""
+def transformer_block(path: str, *, reuses_map: bool = False, **names: str) -> tuple[Row, ...]:
+    """A pre-norm transformer block with timm's names of its parts; `names` gives its torch module
+    by layout.
 
-    def both(part: str) -> dict[str, str]:
-        return {"official": f"{name}.{part}", "timm": f"{name}.{part}"}
+    Args:
+      path: of the block.
+      reuses_map: the block has values alone, and the attention map of another one.
+      **names: torch's name of the block.
+    """
 
+    def parts(part: str) -> dict[str, str]:
+        return {layout: f"{name}.{part}" for layout, name in names.items()}
+
+    ours, theirs = ("value", "v") if reuses_map else ("qkv", "qkv")
     return (
-        *layer_norm(f"{path}/norm1", **both("norm1")),
-        *linear(f"{path}/attention/qkv", **both("attn.qkv")),
-        *linear(f"{path}/attention/proj", **both("attn.proj")),
-        *layer_norm(f"{path}/norm2", **both("norm2")),
-        *linear(f"{path}/mlp/fc1", **both("mlp.fc1")),
-        *linear(f"{path}/mlp/fc2", **both("mlp.fc2")),
+        *layer_norm(f"{path}/norm1", **parts("norm1")),
+        *linear(f"{path}/attention/{ours}", **parts(f"attn.{theirs}")),
+        *linear(f"{path}/attention/proj", **parts("attn.proj")),
+        *layer_norm(f"{path}/norm2", **parts("norm2")),
+        *linear(f"{path}/mlp/fc1", **parts("mlp.fc1")),
+        *linear(f"{path}/mlp/fc2", **parts("mlp.fc2")),
     )

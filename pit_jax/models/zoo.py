@@ -19,6 +19,7 @@ from pit_jax.models.convnet import regnet_family, resnet_family
 from pit_jax.models.cost import Cost
 from pit_jax.models.family import Family
 from pit_jax.models.pit import family as pit_family
+from pit_jax.models.psvit import family as psvit_family
 from pit_jax.models.vit import family as vit_family
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 FAMILIES: list[Family] = [
     pit_family.FAMILY,
     vit_family.FAMILY,
+    psvit_family.FAMILY,
     resnet_family.FAMILY,
     regnet_family.FAMILY,
 ]

@@ -25,7 +25,16 @@ from pit_jax.errors import suggestion
 
 Lowering = TypeVar("Lowering")
 
-OPERATIONS = ("attention", "branch", "gelu", "layer_norm", "linear", "patches", "pooling")
+OPERATIONS = (
+    "attention",
+    "branch",
+    "gelu",
+    "layer_norm",
+    "linear",
+    "patches",
+    "pooling",
+    "shared_attention",
+)
 
 # Platforms of which `jax.Device.platform` is the name in `jax.lax.platform_dependent`. For GPUs it
 # is "gpu", where that function distinguishes "cuda" and "rocm".
@@ -100,6 +109,11 @@ def by_platform(*operands: Any, default: Callable[..., Any], **branches: Callabl
     if platform is not None:
         return branches.get(platform, default)(*operands)
     return jax.lax.platform_dependent(*operands, default=default, **branches)
+
+
+def target_platform() -> str | None:
+    """The platform of the innermost `compiling_for`; None outside of it, and for GPUs."""
+    return _PLATFORM.get()
 
 
 def is_known(size: Any) -> bool:

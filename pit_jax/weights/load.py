@@ -11,7 +11,7 @@ import numpy as np
 
 from pit_jax.errors import suggestion
 from pit_jax.models import parameters, zoo
-from pit_jax.models.config import Grid, ModelConfig
+from pit_jax.models.config import ModelConfig
 from pit_jax.models.torch_names import OURS
 from pit_jax.weights.match import (
     Match,
@@ -21,6 +21,7 @@ from pit_jax.weights.match import (
     parameter_shapes,
     table_of,
 )
+from pit_jax.weights.positions import resize_positions
 from pit_jax.weights.read import Source, read
 from pit_jax.weights.strict import check_against, report
 
@@ -77,8 +78,13 @@ def fit(found: Match, *, head: str = "load", seed: int = 0) -> parameters.Params
     values: dict[str, Any] = {
         row.path: row.read(file.tensors[name], found.layout) for name, row in found.rows.items()
     }
-    if table.position and (grid := found.other_grid):
-        values[table.position] = _resize(values[table.position], found, grid)
+    shapes = parameter_shapes(config)
+    if grid := found.other_grid:
+        wanted = config.grids[0]
+        logger.warning("%s: positions resized from %d x %d to %d x %d", file.source, *grid, *wanted)
+        for position in table.positions:
+            path = position.path
+            values[path] = resize_positions(position, values[path], shapes[path], grid, wanted)
     if found.classes != config.num_classes:
         fresh = f"fresh head for {config.num_classes}" if config.num_classes else "no head"
         logger.warning(
@@ -86,7 +92,6 @@ def fit(found: Match, *, head: str = "load", seed: int = 0) -> parameters.Params
         )
         if config.num_classes:
             values |= _fresh_head(found, seed)
-    shapes = parameter_shapes(config)
     check_against(
         {path: value.shape for path, value in values.items()},
         shapes,
@@ -170,30 +175,3 @@ def _advice(found: Match) -> list[str]:
         options = ", ".join(f"{key}={value}" for key, value in asked.items())
         lines.append(f"its card says {file.card.get('model')} with {options}")
     return lines
-
-
-def _resize(position: np.ndarray, found: Match, grid: Grid) -> jax.Array:
-    """Resamples a file's positions to the configuration's grid as torch's bicubic interpolation
-    does.
-
-    That is the cubic of -0.75 with repeated edges and no antialiasing, aligned at pixel centres.
-
-    Args:
-      position: a map (1, H, W, C), or a sequence (1, prefix + H * W, C), whose first entries stay
-        as they are.
-      found: the file's match.
-      grid: H, W.
-    """
-    prefix, wanted = found.table.prefix, found.config.grids[0]
-    logger.warning(
-        "%s: %s of positions resized from %d x %d to %d x %d",
-        *(found.file.source, "map" if prefix is None else "sequence", *grid, *wanted),
-    )
-    channels = position.shape[-1]
-    maps = jnp.asarray(position if prefix is None else position[:, prefix:])
-    resized = jax.image.resize(
-        maps.reshape(1, *grid, channels), (1, *wanted, channels), "cubic-pytorch", antialias=False
-    )
-    if prefix is None:
-        return resized
-    return jnp.concatenate([position[:, :prefix], resized.reshape(1, -1, channels)], axis=1)

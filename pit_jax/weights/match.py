@@ -103,12 +103,17 @@ def match(file: WeightFile, config: ModelConfig, name: str | None = None) -> Mat
     expected = {name: row.file_shape(shapes[row.path], layout) for name, row in rows.items()}
     found = {name: value.shape for name, value in file.tensors.items() if name not in skipped}
 
-    positions = [name for name, row in rows.items() if row.path == table.position and name in found]
+    entries = {row.path: name for name, row in rows.items() if name in found}
     grid = None
-    for entry in positions:
+    for position in table.positions:
+        if position.path not in entries:
+            continue
+        entry = entries[position.path]
         ours, theirs = (rows[entry].our_shape(of[entry], layout) for of in (expected, found))
-        grid = _grid(file, theirs, table.prefix)
-        if grid and ours[-1] == theirs[-1]:
+        if position == table.positions[0]:
+            grid = _grid(file, theirs, position.prefix)
+        resizable = grid not in (None, config.grids[0]) and ours[-1] == theirs[-1]
+        if grid and resizable and position.describes(theirs, grid):
             found[entry] = expected[entry]
     return Match(
         file=file,

@@ -159,7 +159,9 @@ def _load_reference(model: Any, found: Match, params: Mapping[str, Any]) -> None
             state = {name: value for name, value in state.items() if name not in heads}
             state |= {name: value for name, value in ours.items() if name in heads}
         if grid := found.other_grid:
-            name = next(row.names["timm"] for row in table.body if row.path == table.position)
+            name = next(
+                row.names["timm"] for row in table.body if row.path == table.positions[0].path
+            )
             state[name] = _resized(state[name], found, grid)
     counts = {
         name: value
@@ -175,7 +177,7 @@ def _load_reference(model: Any, found: Match, params: Mapping[str, Any]) -> None
 def _resized(position: Any, found: Match, grid: Grid) -> Any:
     """Positions for another grid, by torch's bicubic interpolation, as DeiT's fine-tuning does."""
     torch = import_torch("verifying")
-    prefix, wanted = found.table.prefix, found.config.grids[0]
+    prefix, wanted = found.table.positions[0].prefix, found.config.grids[0]
     if prefix is None:
         return torch.nn.functional.interpolate(position, size=wanted, mode="bicubic")
     maps_bchw = position[:, prefix:].reshape(1, *grid, -1).permute(0, 3, 1, 2)

@@ -18,6 +18,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from pit_jax.models import parameters, zoo
+from pit_jax.models.psvit.family import PUBLISHED, cost_as_printed
 from pit_jax.tasks import experiments
 from pit_jax.tasks.classification.config import ClassificationConfig
 from pit_jax.tasks.classification.task import Classification
@@ -40,6 +41,7 @@ MODELS = {
     "deit": (*PITS, *DEITS),
     "distill": tuple(f"{name}_distilled" for name in (*PITS, *DEITS)),
     "pooling_ablation": tuple(PAIRS),
+    "psvit": tuple(PUBLISHED),
 }
 
 # The settings: a row per option, a column per setting.
@@ -108,13 +110,13 @@ def value(config: ClassificationConfig, option: str) -> Any:
 
 @pytest.mark.parametrize("file", MODELS)
 def test_every_model_has_the_values_of_the_table(file: str):
-    column = COLUMNS.index("vanilla" if file == "pooling_ablation" else file)
+    column = COLUMNS.index({"pooling_ablation": "vanilla", "psvit": "deit"}.get(file, file))
     for variant in MODELS[file]:
         config = parse(load(file, variant))
         expected = {option: row[column] for option, row in TABLE.items()}
-        if file in ("deit", "distill"):
+        if file in ("deit", "distill", "psvit"):
             expected |= PIT_B if variant.startswith("pit_b") else {}
-            expected |= DEIT_S_OWN if variant.startswith("deit") else {}
+            expected |= DEIT_S_OWN if variant.startswith(("deit", "psvit")) else {}
         assert {option: value(config, option) for option in expected} == expected, variant
 
 
@@ -129,6 +131,30 @@ def test_every_config_trains_the_model_it_is_asked_for_and_tells_its_number(file
         base = variant.removesuffix("_distilled").replace("deit", "vit")
         if base in REPORTED:
             assert f"{variant} {REPORTED[base][COLUMNS.index(file)]}" in text
+
+
+def test_psvit_has_the_numbers_of_its_paper_in_config_and_documentation():
+    described = runpy.run_path(str(ROOT / "configs" / "psvit.py"))["__doc__"]
+    text = " ".join(described.split())
+    assert "Nobody has measured any of it with this code yet" in text
+    rows = (ROOT / "docs" / "psvit.md").read_text().splitlines()
+    for name, printed in PUBLISHED.items():
+        config = parse(load("psvit", name))
+        assert (config.model.name, config.model.options) == (name, {})
+        assert f"{name} {printed.top1}" in text
+        model = zoo.model_config(name)
+        cost = zoo.cost(model)
+        cells = [
+            f"`{name}`",
+            printed.table,
+            f"{printed.top1}",
+            "-" if printed.parameters is None else f"{printed.parameters}",
+            f"{cost.parameters / 1e6:.2f}",
+            f"{printed.gmacs}",
+            f"{cost_as_printed(model).macs / 1e9:.3f}",
+            f"{cost.macs / 1e9:.3f}",
+        ]
+        assert f"| {' | '.join(cells)} |" in rows
 
 
 def test_the_documentation_has_the_numbers_of_the_paper():

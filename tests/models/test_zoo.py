@@ -12,17 +12,26 @@ from pit_jax.models import parameters, zoo
 from pit_jax.models.convnet.regnet import RegNet
 from pit_jax.models.convnet.resnet import ResNet
 from pit_jax.models.pit.model import PiT
+from pit_jax.models.psvit.model import PSViT
 from pit_jax.models.vit.model import ViT
 
 SMALL = {
     "pit_ti": {"widths": [8, 16], "depths": [1, 1], "heads": [1, 2], "image_size": 32},
     "deit_ti_distilled": {"width": 8, "heads": 2, "depth": 1, "image_size": 32},
+    "psvit_1d_tiny": {
+        "patch_size": 8,
+        "stage_widths": [8, 16],
+        "heads": [1, 2],
+        "cells": "21|1",
+        "image_size": 32,
+    },
     "resnet50": {"base_width": 2, "depths": [1, 1], "image_size": 32},
     "regnety_160": {"widths": [8, 8], "depths": [1, 1], "group_width": 4, "image_size": 32},
 }
 FAMILIES = {
     "pit_ti": PiT,
     "deit_ti_distilled": ViT,
+    "psvit_1d_tiny": PSViT,
     "resnet50": ResNet,
     "regnety_160": RegNet,
 }
@@ -39,9 +48,16 @@ def test_every_model_of_the_paper_has_a_name():
         *("deit_ti", "deit_s", "deit_b"),
         *("deit_ti_distilled", "deit_s_distilled", "deit_b_distilled"),
     ]
+    sizes = ("tiny", "small", "base")
+    assert zoo.list_models("psvit_*")[:6] == [
+        *(f"psvit_1d_{size}" for size in sizes),
+        *(f"psvit_2d_{size}" for size in sizes),
+    ]
     assert zoo.list_models("re*") == ["resnet50", "resnet50_nopool", "regnety_160"]
     assert zoo.list_models() == [
-        name for pattern in ("pit_*", "vit_*", "deit_*", "re*") for name in zoo.list_models(pattern)
+        name
+        for pattern in ("pit_*", "vit_*", "deit_*", "psvit_*", "re*")
+        for name in zoo.list_models(pattern)
     ]
     assert zoo.list_models("*xl*") == []
 

@@ -53,7 +53,7 @@ def test_positions_are_resized_the_head_replaced_and_both_announced(
     stored = read(larger).tensors
     np.testing.assert_array_equal(found["pool0/fc/kernel"], stored["pool0/fc/kernel"])
     assert "starting from the weights" in caplog.text
-    assert "map of positions resized from 8 x 8 to 4 x 4" in caplog.text
+    assert "positions resized from 8 x 8 to 4 x 4" in caplog.text
     assert "its head for 3 classes is left out, fresh head for 10" in caplog.text
 
 

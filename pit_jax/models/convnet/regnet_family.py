@@ -60,7 +60,7 @@ def _names(config: RegNetConfig) -> Table:
             if block == 0:
                 rows += conv_norm(f"{path}/downsample", f"{timm}.downsample", f"{torchvision}.proj")
     head = linear("head", timm="head.fc", torchvision="fc")
-    return Table(("timm", "torchvision"), tuple(rows), head, None)
+    return Table(("timm", "torchvision"), tuple(rows), head)
 
 
 def _reference(config: RegNetConfig) -> Any | None:

@@ -58,7 +58,7 @@ def _names(config: ResNetConfig) -> Table:
             if config.pooling and block == 0:
                 down = f"{name}.downsample"
                 rows += conv_norm(f"{path}/downsample", f"{down}.0", f"{down}.1")
-    return Table(("torchvision", "timm"), tuple(rows), linear("head", **both("fc")), None)
+    return Table(("torchvision", "timm"), tuple(rows), linear("head", **both("fc")))
 
 
 def _reference(config: ResNetConfig) -> Any | None:

@@ -10,6 +10,7 @@ from pit_jax.models.pit.config import PiTConfig
 from pit_jax.models.pit.model import PiT
 from pit_jax.models.torch_names import (
     MAP,
+    Position,
     Row,
     Table,
     convolution,
@@ -68,9 +69,8 @@ def _names(config: PiTConfig) -> Table:
     ]
     for stage, depth in enumerate(config.depths):
         for block in range(depth):
-            rows += transformer_block(
-                f"stage{stage}/block{block}", f"transformers.{stage}.blocks.{block}"
-            )
+            name = f"transformers.{stage}.blocks.{block}"
+            rows += transformer_block(f"stage{stage}/block{block}", official=name, timm=name)
     for pool in range(len(config.depths) - 1):
         official, timm = f"pools.{pool}", f"transformers.{pool + 1}.pool"
         rows += convolution(f"pool{pool}/conv", official=f"{official}.conv", timm=f"{timm}.conv")
@@ -79,7 +79,7 @@ def _names(config: PiTConfig) -> Table:
     head = linear("head", official="head", timm="head")
     if config.distilled:
         head += linear("head_distillation", official="head_dist", timm="head_dist")
-    return Table(("official", "timm"), tuple(rows), head, "embedding/position")
+    return Table(("official", "timm"), tuple(rows), head, (Position("embedding/position"),))
 
 
 def _reference(config: PiTConfig) -> Any:

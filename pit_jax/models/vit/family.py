@@ -7,6 +7,7 @@ from pit_jax.models.config import distilled
 from pit_jax.models.cost import Cost, area
 from pit_jax.models.family import Family
 from pit_jax.models.torch_names import (
+    Position,
     Row,
     Table,
     convolution,
@@ -52,12 +53,14 @@ def _names(config: ViTConfig) -> Table:
         rows.append(Row("distillation_token", both("dist_token")))
     rows += convolution("embedding/conv", **both("patch_embed.proj"))
     for block in range(config.depth):
-        rows += transformer_block(f"block{block}", f"blocks.{block}")
+        name = f"blocks.{block}"
+        rows += transformer_block(f"block{block}", official=name, timm=name)
     rows += layer_norm("norm", **both("norm"))
     head = linear("head", **both("head"))
     if config.distilled:
         head += linear("head_distillation", **both("head_dist"))
-    return Table(("official", "timm"), tuple(rows), head, "position", config.class_tokens)
+    position = Position("position", prefix=config.class_tokens)
+    return Table(("official", "timm"), tuple(rows), head, (position,))
 
 
 def _reference(config: ViTConfig) -> Any:

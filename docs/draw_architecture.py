@@ -29,7 +29,7 @@ class Floor:
     name: str
     colour: str
     rooms: Mapping[str, str]
-    """What each room holds, in a few words."""
+    """Contents of each room, in a few words."""
 
 
 FLOORS = (

@@ -49,7 +49,7 @@ class Declaration:
     square: bool = False
 
     def refusal(self, value: Any) -> str | None:
-        """What is wrong with a value of the right type; None where nothing is."""
+        """The reason why a value of the right type is not allowed; None if it is."""
         if self.choices and value not in self.choices:
             known = " or ".join(map(repr, self.choices))
             return f"must be {known}, found {value!r}{suggestion(str(value), self.choices)}"

@@ -123,7 +123,7 @@ def start_processes(
             heartbeat_timeout_seconds=heartbeat_timeout,
         )
     except (LookupError, OSError, RuntimeError, ValueError) as error:
-        # What a cluster's API, its metadata or its variables lack is raised as one of these.
+        # Gaps in a cluster's API, metadata or variables are raised as one of these.
         raise job.failure(f"{error or type(error).__name__}".rstrip(".")) from error
     logger.info(
         "process %d of %d is in, with %d of %d devices",

@@ -56,7 +56,7 @@ def get_config(file: str, variant: str) -> ConfigDict:
 
 
 def load(file: str, variant: str) -> ClassificationConfig:
-    """The experiment as the trainer has it; fine-tuning is given weights to start from."""
+    """Loads an experiment as the trainer takes it; fine-tuning gets weights to start from."""
     config = get_config(file, variant)
     if config.init_from:
         config.init_from = "pit_s.safetensors"

@@ -1,4 +1,4 @@
-"""Options of dataclasses: what is taken, what is refused and in which words."""
+"""Options of dataclasses: values accepted, values refused, and the messages."""
 
 import dataclasses
 import subprocess
@@ -76,7 +76,7 @@ def mistakes(values: Any) -> list[str]:
 
 
 def test_the_defaults_survive_the_round_trip() -> None:
-    """Those too that a subclass has for a section of its base."""
+    """Defaults that a subclass sets for a section of its base survive too."""
     assert parse(Experiment, config()) == parse(Experiment, {}) == Experiment()
     assert config().fit.rate == parse(Experiment, {"fit": {"decay": 0.1}}).fit.rate == 0.25
 

@@ -52,7 +52,7 @@ def set_up_compilation_cache() -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        # Of the dozens of programs of a start most compile in a tenth of a second.
+        # A start compiles dozens of programs, most of them in a tenth of a second.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 

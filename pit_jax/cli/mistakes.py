@@ -139,7 +139,7 @@ def _quoted(value: Any) -> str:
 
 
 def of_experiment(config: ConfigDict, record: Assignments) -> list[str]:
-    """What is wrong with an experiment, after the places of the assignments that did it."""
+    """Mistakes in an experiment, each behind the file and line of the assignment that made it."""
     found = list(record.mistakes)
     cls = declared(config)
     if cls:

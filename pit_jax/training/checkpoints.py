@@ -193,7 +193,7 @@ class Checkpoints:
         )
 
     def restore(self, step: int, abstract: TrainState, seed: int) -> tuple[TrainState, Progress]:
-        """State and progress of a step; raises whatever the reading library raises at damage.
+        """State and progress of a step. Damage raises errors of many kinds from the libraries.
 
         Args:
           step: step of the checkpoint.

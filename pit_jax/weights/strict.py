@@ -42,7 +42,7 @@ def _line(kind: str, entries: Sequence[str], separator: str) -> str:
 
 
 def differences(found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> Differences:
-    """What keeps shapes by name, as `found`, from being the `expected` ones."""
+    """Compares shapes by name: entries that are missing, unknown or of another shape."""
     return Differences(
         tuple(name for name in expected if name not in found),
         tuple(name for name in found if name not in expected),

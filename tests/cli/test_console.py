@@ -1,4 +1,4 @@
-"""What all programs set up alike."""
+"""Logging, errors and the end of a process, as all programs set them up."""
 
 import os
 import subprocess

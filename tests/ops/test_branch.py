@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pit_jax import sharding
 from pit_jax.compile_report import chips, libtpu
-from pit_jax.ops import branch_tpu, branch_tpu_middle, branch_tpu_plan
+from pit_jax.ops import branch_tpu, branch_tpu_middle, branch_tpu_plan, lowerings
 from pit_jax.ops.attention import plain_attention
-from pit_jax.ops.branch import Attention, Gelu, Middle, Weights
+from pit_jax.ops.branch import Attention, Fusible, Gelu, Middle, Weights, residual_branch
 from pit_jax.ops.layer_norm import EPSILON, from_library
 
 Example = tuple[jax.Array, jax.Array, Weights, jax.Array]
@@ -181,6 +182,19 @@ def test_images_fill_the_lanes(batch: int, tokens: int, channels: int, images: i
 def test_what_is_faster(middle: Middle, shape: tuple[int, ...], dtype: str, faster: bool):
     width, _ = middle_widths(middle, shape[2])
     assert branch_tpu_plan.is_faster(middle, jax.ShapeDtypeStruct(shape, dtype), width) == faster
+
+
+def test_an_unknown_batch_size_is_left_to_the_parts():
+    x = jax.ShapeDtypeStruct((*export.symbolic_shape("batch"), 730, 144), "bfloat16")
+    assert not branch_tpu_plan.is_faster(Gelu(), x, 4 * 144)
+
+
+def test_what_does_not_fuse_runs_in_parts_whatever_is_named():
+    x, _, weights, _ = example(Gelu(), (2, 5, 32))
+    other_epsilon = Fusible(Gelu(), weights, 1e-5, x.dtype, lambda ones: ones)
+    with lowerings.override(branch="pallas"):
+        for fusible in (None, other_epsilon):
+            assert residual_branch(x, lambda x: x[:1], fusible).shape == (1, 5, 32)
 
 
 def test_what_the_kernel_cannot_do_is_an_error():

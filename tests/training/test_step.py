@@ -240,7 +240,9 @@ def test_batch_statistics_move_in_training():
 
 
 def test_an_update_that_is_not_finite_is_skipped_and_counted(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("pit_jax.tasks.classification.task.IMAGENET_MEAN", (float("nan"),) * 3)
+    monkeypatch.setattr(
+        "pit_jax.tasks.classification.augmentation.IMAGENET_MEAN", (float("nan"),) * 3
+    )
     before, after, metrics = advance(steps=2, on_nonfinite="skip", ema_decay=0.9)
     assert not np.isfinite(metrics["loss"])
     assert_close(after.params, before.params, rtol=0, atol=0)

@@ -49,7 +49,7 @@ def teacher_of(config: ClassificationConfig, student: Any) -> Any | None:
     if options.teacher_weights == UNTRAINED and config.data.name != "synthetic":
         raise ValueError(
             f"config.distillation.teacher_weights={UNTRAINED!r} is for config.data.name="
-            f"'synthetic' only, found {config.data.name!r}: an untrained teacher has nothing to "
+            f"'synthetic' alone, found {config.data.name!r}: an untrained teacher has nothing to "
             "teach"
         )
     if not options.teacher_weights:

@@ -12,7 +12,7 @@ from pit_jax.tasks.classification.config import ClassificationConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Where crops are resized, flipped and put through RandAugment, in this order.
+    """Division of resizing, flip and RandAugment, in this order, between host and device.
 
     Flip and RandAugment run in the same place, as the flip comes first.
 
@@ -31,7 +31,7 @@ class Placement:
 
 
 def placement(config: ClassificationConfig) -> Placement:
-    """Decides where this machine resizes, flips and runs RandAugment.
+    """Decides whether host or device resizes, flips and runs RandAugment on this machine.
 
     Raises:
       ValueError: RandAugment on the host would follow resizing on the device, or the canvas is too

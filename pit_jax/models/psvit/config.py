@@ -171,7 +171,7 @@ class PSViTConfig:
         return tuple(self.patch_size * STRIDE**stage for stage in range(len(self.grids)))
 
     def position_shape(self, stage: int) -> tuple[int, ...]:
-        """Of a stage's positions: a map (1, H, W, C), or with a class token a sequence (1, N, C)
+        """Shape of a stage's positions: a map (1, H, W, C), or with a class token (1, N, C)
         with an entry for it.
         """
         width = self.stage_widths[stage]

@@ -87,7 +87,7 @@ _ROWS = {
 
 
 class Published(NamedTuple):
-    """What the paper prints of a model, and what of the row it does not say.
+    """Figures that the paper prints of a model, and the parts of its row that it leaves open.
 
     Attributes:
       table: where it is printed.

@@ -23,7 +23,7 @@ from pit_jax.weights.read import read
 
 LABELS = np.array([3, 7])
 
-# Of the largest magnitude of what is compared; gradients of the norm of each.
+# Relative to the largest magnitude of what is compared; for gradients, to the norm of each.
 TOLERANCE = 2e-5
 GRADIENT_TOLERANCE = 1e-4
 

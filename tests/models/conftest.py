@@ -55,8 +55,8 @@ def params_of() -> Callable[[Any, Any], parameters.Params]:
 def batch() -> Callable[..., tuple[np.ndarray, Any]]:
     """Random images of a shape (B, H, W, 3), for us and for torch."""
 
-    def draw(*shape: int) -> tuple[np.ndarray, Any]:
-        images = np.random.default_rng(3).standard_normal(shape).astype(np.float32)
+    def draw(*shape: int, seed: int = 3) -> tuple[np.ndarray, Any]:
+        images = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
         return images, torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
 
     return draw

@@ -1,5 +1,6 @@
 """ResNet equals timm's and torchvision's in evaluation and training; ResNet without pooling."""
 
+import copy
 import functools
 
 import jax
@@ -48,6 +49,22 @@ def test_resnet50_equals_timm(timm, randomised, params_of, batch, assert_close):
     assert captured["stem"].shape == (2, 25, 16, 64)
 
 
+def distance_to_a_kink(model: torch.nn.Module, x: torch.Tensor) -> float:
+    """Smallest magnitude of the inputs of the ReLUs, relative to the largest of each, in float64."""
+    model = copy.deepcopy(model).double().train()
+    distances: list[float] = []
+
+    def watch(_: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        magnitudes = inputs[0].detach().abs()
+        distances.append(float(magnitudes.min() / magnitudes.max()))
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.ReLU):
+            module.register_forward_pre_hook(watch)
+    model(x.double())
+    return min(distances)
+
+
 def test_training_equals_torch(timm, randomised, params_of, batch, assert_close):
     from timm.models.resnet import Bottleneck, ResNet
 
@@ -55,7 +72,10 @@ def test_training_equals_torch(timm, randomised, params_of, batch, assert_close)
     config = zoo.model_config("resnet50", depths=(1, 1, 1, 1), num_classes=10)
     graphdef, _ = zoo.abstract(config)
     trained, statistics = parameters.separate(params_of(reference, config))
-    x, x_torch = batch(4, 32, 32, 3)
+    # A pre-activation within rounding of zero has one slope here and another there. In this batch
+    # none is: with most seeds some machine's rounding crosses a kink.
+    x, x_torch = batch(4, 32, 32, 3, seed=29)
+    assert distance_to_a_kink(reference, x_torch) > 5e-6
 
     def loss(trained):
         model = parameters.merge(graphdef, parameters.join(trained, statistics))

@@ -50,7 +50,7 @@ def test_resnet50_equals_timm(timm, randomised, params_of, batch, assert_close):
 
 
 def distance_to_a_kink(model: torch.nn.Module, x: torch.Tensor) -> float:
-    """Smallest magnitude of the inputs of the ReLUs, relative to the largest of each, in float64."""
+    """Smallest magnitude of the inputs of all ReLUs, relative to the largest of each; float64."""
     model = copy.deepcopy(model).double().train()
     distances: list[float] = []
 

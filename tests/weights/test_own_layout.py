@@ -13,8 +13,9 @@ import pit_jax
 from pit_jax.cli.convert import run
 from pit_jax.models import parameters, zoo
 from pit_jax.models.family import Family
-from pit_jax.training import loop
-from pit_jax.training.evaluation import Protocol, evaluate_weights
+from pit_jax.tasks import experiments
+from pit_jax.tasks.classification.config import Protocol
+from pit_jax.tasks.classification.evaluation import evaluate_weights
 from pit_jax.weights.cards import make_card
 from pit_jax.weights.match import identify
 from pit_jax.weights.read import read
@@ -90,12 +91,12 @@ def test_its_runs_are_read_and_evaluated(toy: Family, config: ConfigDict, tmp_pa
     config.model.name = "toy_s"
     config.model.drop_path_rate = 0.0
     config.model.options = {"hidden": 4}
-    result = loop.train(config, tmp_path / "run")
+    result = experiments.train(config, tmp_path / "run")
     protocol = Protocol(data="digits", split="test[:37]", crop="resize")
     finished = identify(read(tmp_path / "run"))
-    found = evaluate_weights(tmp_path / "run", protocol=protocol)
-    assert (found["model"], found["count"]) == ("toy_s", 37)
-    assert found["loss"] == pytest.approx(result.metrics["test_loss"], rel=1e-5)
+    found = evaluate_weights(read(tmp_path / "run"), protocol)
+    assert (found.model, found.metrics["count"]) == ("toy_s", 37)
+    assert found.metrics["loss"] == pytest.approx(result.metrics["test/loss"], rel=1e-5)
     # An interrupted run has checkpoints alone.
     (tmp_path / "run" / "model.safetensors").unlink()
     interrupted = identify(read(tmp_path / "run"))

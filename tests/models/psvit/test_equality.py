@@ -28,7 +28,7 @@ TOLERANCE = 2e-5
 GRADIENT_TOLERANCE = 1e-4
 
 TAGS = list(json.loads((Path(__file__).parents[2] / "fixtures/psvit/keys_psvit.json").read_text()))
-# The others are left to CI.
+# The smallest ones; `marks` says who runs the others.
 QUICK = {
     *("t1d", "t1d_bn_elu_circular", "t1d_joint_odd", "t1d_groups", "t1d_empty_stages"),
     *("t1d_one_stage", "t2d_odd_k2", "t2d_norm_after"),
@@ -44,6 +44,14 @@ RESIZED = {
     "psvit_1d_tiny8@224": ("256x192",),
     "psvit_2d_tiny@224": ("256x256",),
 }
+
+
+def marks(tag: str) -> list[pytest.MarkDecorator]:
+    """CI has the small networks, and one of full size with each kind of pooling."""
+    if tag in QUICK:
+        return []
+    full_size = "@" in tag and tag not in ("psvit_1d_tiny16@224", "psvit_2d_tiny@224")
+    return [pytest.mark.full_size if full_size else pytest.mark.slow]
 
 
 def assert_close(found: Any, expected: np.ndarray, tolerance: float = TOLERANCE) -> None:
@@ -93,7 +101,7 @@ def check_gradients(oracle: Any, recorded: Any, gradients: dict[str, np.ndarray]
 
 @pytest.mark.parametrize(
     "tag",
-    [pytest.param(tag, marks=[] if tag in QUICK else [pytest.mark.slow]) for tag in TAGS],
+    [pytest.param(tag, marks=marks(tag)) for tag in TAGS],
 )
 def test_forward_and_gradients_equal_the_independent_implementation(tag: str, oracle: Any) -> None:
     recorded = oracle.network(tag)
@@ -136,7 +144,7 @@ def test_forward_and_gradients_equal_the_independent_implementation(tag: str, or
 @pytest.mark.parametrize(
     ("tag", "size"),
     [
-        pytest.param(tag, size, marks=[pytest.mark.slow] if "@" in tag else [])
+        pytest.param(tag, size, marks=marks(tag) if "@" in tag else [])
         for tag, sizes in RESIZED.items()
         for size in sizes
     ],

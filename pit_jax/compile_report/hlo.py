@@ -229,6 +229,8 @@ class Module:
     def location(self, instruction: Instruction, package: str = "pit_jax") -> str:
         """Returns the innermost line of the package that an instruction comes from, such as
         "pit_jax/models/layers.py:201 MLP.__call__"; "" if there is none.
+
+        The choice between lowerings is passed over: the operation that it chooses for is named.
         """
         found = re.search(r"stack_frame_id=(\d+)", instruction.attributes)
         frame = int(found[1]) if found else 0
@@ -236,7 +238,7 @@ class Module:
             number, frame = self._frames[frame]
             file, function, line = self._locations.get(number, ("", "", 0))
             start = file.rfind(f"/{package}/")
-            if start >= 0:
+            if start >= 0 and not file.endswith("/ops/lowerings.py"):
                 return f"{file[start + 1 :]}:{line} {function.replace('.<locals>', '')}"
         return ""
 
